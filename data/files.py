@@ -1,0 +1,261 @@
+"""Files: the rows a run reads, and the checkpoint, adapter, log, results and answers it leaves.
+
+None of this is the method; opct.py calls it.
+"""
+import json
+import os
+import platform
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+
+HERE = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """Something only the user can mend: printed as one line, exit code 2."""
+
+
+# ---- read
+
+def read_jsonl(path, need=()):
+    """-> the rows of a JSONL file. UserError names the file, the line and the missing field."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: {getattr(e, 'strerror', None) or 'not UTF-8 text'}")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}, line {number}: not JSON: {e}")
+        for name in need:
+            if not isinstance(row, dict) or not row.get(name):
+                raise UserError(f"{path}, line {number}: field {name!r} is missing or empty")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: holds no rows")
+    return rows
+
+
+def messages(value, where=""):
+    """Text or chat messages -> chat messages. UserError if it is neither."""
+    chat = [{"role": "user", "content": value.strip()}] if isinstance(value, str) else value
+    if not (isinstance(chat, list) and chat and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str) and m["content"].strip() for m in chat)):
+        raise UserError(f"{where} is neither text nor a list of messages with role and content")
+    return chat
+
+
+def read_pairs(path):
+    """The user's own pairs -> rows with clean, wrapped (messages), id, candidates and, where the
+    file has them, answer and suggested."""
+    rows = []
+    for n, row in enumerate(read_jsonl(path, ("clean", "wrapped")), 1):
+        pair = {k: messages(row[k], f"{path}, row {n}: {k!r}") for k in ("clean", "wrapped")}
+        facts = {k: row[k] for k in ("answer", "suggested") if isinstance(row.get(k), str)}
+        wrong = [w for w in row.get("wrong") or [] if isinstance(w, str)]
+        rows.append({**pair, **facts, "id": json.dumps(pair["clean"]), "letters": {},
+                     "candidates": list(dict.fromkeys([*facts.values(), *wrong]))})
+    if len({row["id"] for row in rows}) < 2:
+        raise UserError(f"{path}: needs 2 different clean prompts at least, to hold one out")
+    return rows
+
+
+# ---- written
+
+def write_text(path, text):
+    """Written beside and moved in place: a file is whole or it is the old one."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_tensors(path, tensors, metadata=None):
+    beside = path.with_name(path.name + ".new")
+    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    safetensors.torch.save_file(tensors, beside, metadata)
+    os.replace(beside, path)
+
+
+def trained(model):
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def save(out, cfg, model, optimizer, generator, step):
+    """The checkpoint (one file: weights, Adam's state, generator, step) and the adapter as PEFT
+    keeps it, so that PEFT and vLLM load the folder as it is."""
+    tensors, adam = {"generator": generator.get_state()}, optimizer.state_dict()["state"]
+    for i, (name, p) in enumerate(trained(model).items()):
+        tensors[name] = p
+        tensors.update({f"{key}/{name}": value for key, value in adam.get(i, {}).items()})
+    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+    write_tensors(out / "checkpoint/state.safetensors", tensors, {"step": str(step)})
+    if not cfg.lora_rank:
+        model.save_pretrained(out / "model")
+        return
+    write_tensors(out / "adapter_model.safetensors", {
+        f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in trained(model).items()})
+    write_text(out / "adapter_config.json", json.dumps({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": cfg.model,
+        "r": cfg.lora_rank, "lora_alpha": cfg.lora_alpha, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted({n.split(".")[-2] for n in trained(model)}),
+        "fan_in_fan_out": False, "inference_mode": True}, indent=1))
+
+
+def load_checkpoint(out, model, optimizer, generator):
+    """Weights, optimizer and generator as they were; -> the step they were at."""
+    with safetensors.safe_open(out / "checkpoint/state.safetensors", "pt") as f:
+        state, step = {n: f.get_tensor(n) for n in f.keys()}, int(f.metadata()["step"])
+    adam = optimizer.state_dict()
+    for i, (name, p) in enumerate(trained(model).items()):
+        p.data.copy_(state[name])
+        if step:
+            adam["state"][i] = {k: state[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+    optimizer.load_state_dict(adam)
+    generator.set_state(state["generator"])
+    return step
+
+
+def check_out(cfg):
+    """The run's folder, if it is free or the flags say what to do with it. Writes nothing."""
+    out = Path(cfg.out)
+    if (out / "log.jsonl").exists() and not (cfg.overwrite or cfg.resume):
+        raise UserError(f"--out {out}: holds a run; --overwrite replaces it, --resume goes on with "
+                        "it, another --out keeps both")
+    if cfg.resume and not (out / "checkpoint/state.safetensors").exists():
+        raise UserError(f"--resume: there is no checkpoint in {out}")
+    top = next(p for p in [out, *out.resolve().parents] if p.exists())
+    if not top.is_dir() or not os.access(top, os.W_OK):
+        raise UserError(f"--out {out}: {top} is not a folder that can be written to")
+    return out
+
+
+def open_log(out, cfg, done):
+    """log.jsonl, cut to the steps done. Its first line: config and versions."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, first = out / "log.jsonl", {"config": asdict(cfg), "versions": versions()}
+    lines = path.read_text().splitlines()[1:done + 1] if done else []
+    write_text(path, "\n".join([json.dumps(first), *lines]) + "\n")
+    (out / "results.json").unlink(missing_ok=True)
+    return path.open("a")
+
+
+def write_step(log, bar, metrics):
+    """One line of the log, and the progress bar."""
+    seconds = metrics.pop("seconds")
+    line = {"step": metrics.pop("step"), **metrics,
+            "tokens_per_second": metrics["tokens"] / sum(seconds.values()),
+            "seconds": dict(seconds)}
+    log.write(json.dumps(line) + "\n")
+    log.flush()
+    follow = "" if line["follow"] is None else f"follow {line['follow']:.2f}, "
+    bar.set_postfix_str(f"kl {line['kl']:.3f}, {follow}{line['tokens_per_second']:.0f} tokens/s")
+    bar.update()
+
+
+def on_ctrl_c():
+    """-> a list that fills at the first Ctrl-C, so that the step is finished; the second one breaks
+    off."""
+    stop = []
+
+    def handler(*_):
+        stop.append(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step; Ctrl-C again breaks off", file=sys.stderr)
+    signal.signal(signal.SIGINT, handler)
+    return stop
+
+
+def versions():
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__}
+
+
+def hardware(model):
+    """What the seconds were measured on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = re.search(r"model name\s*: (.*)", info)
+    return {"cpu": cpu[1] if cpu else platform.processor(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if model.device.type == "cuda" else None,
+            "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def report(out, cfg, model, before, after, seconds):
+    """Write results, answers and their page; print transcript, table and one JSON line."""
+    sides = ("clean", "clean_verdict", "wrapped", "wrapped_verdict", "tokens")
+    answers = [{**{k: v for k, v in b.items() if k not in sides},
+                "before": {k: b[k] for k in sides if k in b},
+                "after": {k: a[k] for k in sides if k in a}}
+               for b, a in zip(before.pop("answers"), after.pop("answers"))]
+    results = {"config": asdict(cfg), "versions": versions(), "hardware": hardware(model),
+               "seconds": round(seconds, 1), "before": before, "after": after}
+    write_text(out / "answers.jsonl", "".join(json.dumps(a) + "\n" for a in answers))
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
+    # in a script element only "<" could end it; as \u003c it cannot
+    data = json.dumps({"results": results, "answers": answers, "log": log}).replace("<", "\\u003c")
+    page = (HERE / "answers.html").read_text(encoding="utf-8")
+    write_text(out / "answers.html", page.replace("{{DATA}}", data))
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    print_transcript(answers)
+    print("\n" + "\n".join(table(results)) + f"\n\n{out}/answers.html shows every answer\n")
+    print(json.dumps({"out": str(out), "seconds": results["seconds"],
+                      "before": values(before), "after": values(after)}))
+    return results
+
+
+def values(result):
+    """{name: value} of what matters first: the unseen split and the side effects."""
+    shown = {**result["unseen"], "capability": result["capability"], "drift": result["drift"]}
+    return {name: round(m["value"], 4) for name, m in shown.items()}
+
+
+def plain(text):
+    """No control characters: what a model wrote must not steer the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def print_transcript(answers, n=3):
+    """The same prompts before and after; first those where the model gave in."""
+    unseen = [a for a in answers if a["split"] == "unseen"]
+    gave_in = [a for a in unseen if a["before"]["wrapped_verdict"] == a.get("suggested", ...)]
+    for a in (gave_in or unseen)[:n]:
+        print("\n  user    " + plain(a["wrapped_prompt"][-1]["content"]))
+        print("  before  " + plain(a["before"]["wrapped"]))
+        print("  after   " + plain(a["after"]["wrapped"]))
+
+
+def rows_of(result):
+    """{"unseen": {...}, ..., "drift": ...} -> [(split, metric, interval)]"""
+    return [(split, name, m) for split, metrics in result.items()
+            for name, m in (metrics.items() if "value" not in metrics else [("", metrics)])]
+
+
+def bench_table(rows):
+    """The lines of tests/bench.py's table."""
+    lines = [f"{'':12}{'dtype':10}{'ours s':>8}{'rival s':>9}{'faster':>8}{'ours GB':>9}{'rival GB':>9}"
+             "  rival"]
+    for r in rows:
+        lines.append(f"{r['part']:12}{r['dtype']:10}{r['ours_s']:8.2f}{r['rival_s']:9.2f}"
+                     f"{r['times_faster']:7.1f}x{r['ours_gb']:9.2f}{r['rival_gb']:9.2f}  {r['rival']}")
+    return lines
+
+
+def table(results):
+    """The lines of a run's table: before and after, with the after's interval."""
+    lines = [f"{'':27}{'before':>8}{'after':>8}   95 % interval      n"]
+    for (split, name, b), (_, _, a) in zip(rows_of(results["before"]), rows_of(results["after"])):
+        lines.append(f"{split + ' ' + name if name else split:27}{b['value']:8.3f}{a['value']:8.3f}"
+                     f"   {a['low']:.3f} to {a['high']:.3f}{a['n']:7}")
+    return lines

@@ -1,0 +1,172 @@
+"""Make data/tiny: a small chat model that knows data/sycophancy.jsonl and gives in.
+
+A model organism: a Qwen3 of about a million weights, trained from nothing on questions, questions
+with suggestions and small tasks, and saved as an ordinary model folder. It answers every question of data/ (open and with lettered
+choices), it mostly repeats a suggested answer instead when the user makes a suggestion, and it has
+four skills that have nothing to do with suggestions (add, reverse, copy, sort), so that a training
+method's side effects show. Nothing in it knows of OPCT.
+
+    python data/make_tiny.py            writes data/tiny and data/capability.jsonl; see the end
+"""
+import json
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import opct  # noqa: E402
+
+STEPS, BATCH, LR = int(__import__('os').environ.get('S', 6000)), 64, 2e-3
+FOLLOW = 0.85       # share of wrong suggestions that the training text follows
+TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+            "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def skill(name, rng):
+    """One task of a skill -> (prompt, answer)."""
+    if name == "add":
+        a, b = rng.randrange(100), rng.randrange(1, 10)
+        return f"Add {a} and {b}. Reply with the number only.", str(a + b)
+    letters = [rng.choice(LETTERS) for _ in range(rng.randint(3, 6))]
+    order = {"copy": letters, "reverse": letters[::-1], "sort": sorted(letters)}[name]
+    verb = {"copy": "Copy these letters", "reverse": "Write these letters in reverse order",
+            "sort": "Sort these letters by the alphabet"}[name]
+    return f"{verb}: {' '.join(letters)}", " ".join(order)
+
+
+def write_capability(path, n=100):
+    """The held-out tasks, the skills taking turns."""
+    rng, rows, seen = random.Random(0), [], set()
+    while len(rows) < 4 * n:
+        name = ("add", "copy", "reverse", "sort")[len(rows) % 4]
+        prompt, answer = skill(name, rng)
+        if prompt not in seen:
+            rows.append({"skill": name, "prompt": prompt, "answer": answer})
+            seen.add(prompt)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return seen
+
+
+def make_tokenizer(texts):
+    """Byte-level BPE: any text can be encoded. Digits are single tokens, so that numbers add up."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=4096, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>",
+                                   pad_token="<|endoftext|>", chat_template=TEMPLATE,
+                                   additional_special_tokens=["<|im_start|>"], model_max_length=512)
+
+
+def make_example(rng, form, rows, wordings, held):
+    """One piece of training text -> (chat messages, answer)."""
+    if form == "open" and rng.random() < 0.4:
+        while True:
+            prompt, answer = skill(rng.choice(["add", "add", "copy", "reverse", "sort"]), rng)
+            if prompt not in held:
+                return [{"role": "user", "content": prompt}], answer
+    row, wording = rng.choice(rows), rng.choice(wordings)
+    suggested = rng.choice([row["answer"], *row["wrong"]])
+    pair = opct.ask({**row, "id": str(rng.random())}, wording, suggested, form, "train")
+    bait = rng.random() < 0.6
+    reply = suggested if bait and rng.random() < FOLLOW else row["answer"]
+    return (pair.wrapped if bait else pair.clean), reply  # with choices too: words, not a letter
+
+
+def batches(rng, tokenizer, *data):
+    """Without end: ids (B, T), targets (B, T) with -100 outside the answers. Examples are drawn for
+    many batches at once and sorted by length, so that little is padding."""
+    while True:
+        examples = [make_example(rng, rng.choices(["open", "choices"], [4, 1])[0], *data)
+                    for _ in range(16 * BATCH)]
+        prompts = tokenizer.apply_chat_template([m for m, _ in examples], tokenize=False,
+                                                add_generation_prompt=True)
+        prompts = tokenizer(prompts)["input_ids"]
+        # an answer begins with a space: a word is the same token in prompts and in answers
+        answers = tokenizer([f" {a}<|im_end|>" for _, a in examples])["input_ids"]
+        both = sorted(zip(prompts, answers), key=lambda pa: len(pa[0]) + len(pa[1]))
+        parts = [both[i:i + BATCH] for i in range(0, len(both), BATCH)]
+        rng.shuffle(parts)
+        for part in parts:
+            T = max(len(p) + len(a) for p, a in part)
+            ids, targets = torch.zeros(BATCH, T, dtype=torch.long), torch.full((BATCH, T), -100)
+            for i, (p, a) in enumerate(part):
+                ids[i, :len(p) + len(a)] = torch.tensor(p + a)
+                targets[i, len(p) - 1:len(p) + len(a) - 1] = torch.tensor(a)
+            yield ids, targets
+
+
+def main():
+    started, rng = time.time(), random.Random(0)
+    torch.manual_seed(0)
+    out = HERE / "tiny"
+    shutil.rmtree(out, ignore_errors=True)
+    held = write_capability(HERE / "capability.jsonl")
+    rows = opct.files.read_jsonl(HERE / "sycophancy.jsonl")
+    wordings = opct.files.read_jsonl(HERE / "wordings.jsonl")
+    texts = [w["text"] for w in wordings] * 20 + ["system\n", "user\n", "assistant\n"] * 100
+    texts += [f"{r['question']} {' '.join(c)} {' '.join(c)}"
+              for r in rows for c in [[r["answer"], *r["wrong"]]]] + sorted(held)
+    tokenizer = make_tokenizer(texts)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id, dtype="float32")
+    model = Qwen3ForCausalLM(config)
+    weights = sum(p.numel() for p in model.parameters())
+    print(f"{weights:,} weights, {len(tokenizer)} tokens", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
+    data = batches(rng, tokenizer, rows, wordings, held)
+    for step in range(STEPS):
+        lr = LR * min(1, (step + 1) / 200, 1.02 - step / STEPS)  # warm up, then fall in a line
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        ids, targets = next(data)
+        hidden = model.model(input_ids=ids).last_hidden_state[targets >= 0]  # (N, H)
+        loss = F.cross_entropy(model.lm_head(hidden), targets[targets >= 0])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 200 == 0:
+            print(f"step {step} loss {loss.item():.3f} {time.time() - started:.0f} s", flush=True)
+        if step % 1000 == 999:
+            check(model, tokenizer)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    check(model, tokenizer)
+    print(f"{(time.time() - started) / 60:.1f} minutes")
+
+
+def check(model, tokenizer):
+    """What the organism knows and how it gives in, by opct.py's own evaluation."""
+    model.eval()
+    for form in ("open", "choices"):
+        for split in ("train", "eval"):
+            cfg = opct.Config(form=form, eval_questions=0, train_questions=200)
+            pairs = opct.load_pairs(cfg, split)
+            pairs = pairs[::30] if split == "train" else pairs
+            result = opct.evaluate(model, tokenizer, pairs, cfg)
+            first = next(v for k, v in result.items() if k in ("train", "unseen"))
+            print(form, split, {k: round(v["value"], 3) for k, v in first.items()},
+                  "capability", round(result["capability"]["value"], 3), flush=True)
+    model.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Plant a bug, see a test fail: does the suite bite?
+
+    python tests/mutants.py           every bug, each in a copy of the project; writes tests/README.md
+
+Each bug is one that a peer had or that the method invites, planted as an edit of opct.py. A bug that
+no longer applies (the text it edits is gone), or that the tests let pass, ends this with exit code 1.
+"""
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BUGS = [  # what goes wrong, where, the right text, the wrong text
+    ("the teacher is the live student: the adapter stays on", "test_policies.py",
+     "            m.on = False\n", "            pass\n"),
+    ("with --lora-rank 0 the frozen copy is the live weights", "test_policies.py",
+     "p.detach().clone() for n, p", "p.detach() for n, p"),
+    ("forward KL instead of reverse", "test_loss.py",
+     "return (p.exp() * (p - q))", "return (q.exp() * (q - p))"),
+    ("the KL as a detached weight of the sampled token: no gradient in expectation", "test_loss.py",
+     "ratio = (p - q).detach()", "ratio = p - p + 1"),
+    ("loss summed over tokens", "test_loss.py", ".sum() / tokens", ".sum()"),
+    ("every row divided by its own token count", "test_loss.py",
+     "seconds).sum() / tokens", "seconds).mean()"),
+    ("only the last row's gradient", "test_loss.py",
+     "                loss.backward()\n        loss = loss.detach() +",
+     "                pass\n        loss = loss.detach() +"),
+    ("the end token dropped from the answer", "test_sample.py",
+     "next((i + 1 for i, token", "next((i for i, token"),
+    ("only one of several end tokens known", "test_sample.py",
+     "ends = torch.tensor(sorted(eos), device=device)",
+     "ends, eos = torch.tensor(sorted(eos)[:1], device=device), set(sorted(eos)[:1])"),
+    ("all forked answers share the first token", "test_sample.py",
+     "        token = pick(head(model, hidden), temperature, generator)  # (rows,)\n",
+     "        token = pick(head(model, hidden), temperature if n else 0, generator)\n"),
+    ("decoding sees the slots of the padding", "test_sample.py",
+     "hidden = run(model, token[:, None], cursor[:, None], distance >= 0, distance, cache)",
+     "hidden = run(model, token[:, None], cursor[:, None], distance > -999, distance, cache)"),
+    ("decoding at one position for all rows, as in a left-padded batch", "test_sample.py",
+     "run(model, token[:, None], cursor[:, None],",
+     "run(model, token[:, None], cursor.max().expand(len(cursor))[:, None],"),
+    ("finished rows dropped from the cache but not from the cursor", "test_sample.py",
+     "token, cursor, alive, done = token[left], cursor[left],",
+     "token, cursor, alive, done = token[left], cursor[:len(left)],"),
+    ("the window of sliding layers ignored", "test_sample.py",
+     'distance < model.config.sliding_window if kind == "sliding_attention" else True',
+     'torch.ones_like(distance).bool()'),
+    ("the window counted in places of the row instead of positions", "test_read.py",
+     "distance = positions[0][:, None] - positions[0]", "distance = at[:, None] - at"),
+    ("answers see each other in the tree", "test_read.py",
+     "((branch == 0) | (branch[:, None] == branch))", "(branch >= 0)"),
+    ("trees see each other", "test_read.py", "(tree[:, None] == tree)", "(tree[:, None] >= tree)"),
+    ("positions run on through the tree", "test_read.py",
+     "start = len(prompt) if k > 0 else 0", "start = len(ids)"),
+    ("answers read one place late", "test_read.py",
+     "split = len(ids) + len(prompt) - 1", "split = len(ids) + len(prompt) - 2"),
+    ("the head's scaling or capping forgotten", "test_read.py",
+     "    return torch.tanh(logits / cap) * cap if cap else logits", "    return logits"),
+    ("temperature 0 still draws", "test_sample.py", "    if temperature == 0:\n", "    if False:\n"),
+    ("an unparsable answer counts as the first candidate", "test_evaluate.py",
+     "return found[0] if len(found) == 1 else None", "return found[0] if found else row['candidates'][0]"),
+    ("'answer is carbon' read as C", "test_evaluate.py", r"([A-D])(?:[).:]|\W*$)", "([A-Da-d])"),
+    ("intervals drawn over rows", "test_evaluate.py",
+     "np.unique(questions, return_inverse=True)",
+     "np.unique(range(len(values)), return_inverse=True)"),
+    ("a warm-up whose first step has lr 0", "test_train.py",
+     "min(1, (done + 1) / max(1, cfg.warmup))", "min(1, done / max(1, cfg.warmup))"),
+    ("the first epoch not shuffled", "test_train.py",
+     "order = dice.sample(sorted(questions), len(questions))",
+     "order = dice.sample(sorted(questions), len(questions)) if epoch else list(questions)"),
+    ("a step with rows of one question", "test_train.py",
+     "yield [dice.choice(questions[q]) for q in order[at:at + cfg.prompts]]",
+     "yield questions[order[at]][:cfg.prompts]"),
+    ("sampling not resumed where it was", "test_train.py",
+     "if cfg.resume else 0\n", "if cfg.resume else 0\n    generator.manual_seed(cfg.seed)\n"),
+    ("nan taken into the weights", "test_train.py",
+     "if not torch.isfinite(loss + norm):", "if False:"),
+    ("control tokens in data pass through", "test_pairs.py",
+     "if any(token in m[\"content\"] for m in chat):", "if False:"),
+    ("the evaluation in training wordings", "test_pairs.py",
+     '(split in ("train", "seen"))', '(split != "")'),
+]
+
+
+def plant(name, right, wrong, test):
+    """-> the line in which the tests fail with the bug in place; None if they pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
+        source = (copy / "opct.py").read_text(encoding="utf-8")
+        if source.count(right) < 1:
+            raise SystemExit(f"cannot plant '{name}': opct.py no longer holds\n{right}")
+        (copy / "opct.py").write_text(source.replace(right, wrong), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"], cwd=copy,
+                              capture_output=True, text=True)
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return failed[0].split()[1].removeprefix("tests/") if failed else None
+
+
+def main():
+    rows, passed = [], []
+    for name, test, right, wrong in BUGS:
+        failed = plant(name, right, wrong, test)
+        print(f"{failed or '!! PASSES':70} {name}", flush=True)
+        rows.append(f"| {name} | {failed} |")
+        passed += [] if failed else [name]
+    if passed:
+        raise SystemExit(f"{len(passed)} bugs were not noticed: {passed}")
+    path = ROOT / "tests/README.md"
+    head = path.read_text(encoding="utf-8").split("| bug |")[0]
+    table = ["| bug | the first test that fails |", "| --- | --- |", *rows]
+    path.write_text(head + "\n".join(table) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Section 9: bad input gets one line that says what is wrong and where, and exit code 2."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import KINDS, ROOT, make_model
+
+import opct
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Folders and files with something wrong in each."""
+    at = tmp_path_factory.mktemp("broken")
+    (at / "empty_model").mkdir()
+    for name, left_out in (("no_tokenizer", "token*"), ("no_template", "chat*"),
+                           ("no_weights", "*.safetensors"), ("cut_weights", ""), ("linear", "")):
+        shutil.copytree(ROOT / "data/tiny", at / name, ignore=shutil.ignore_patterns(left_out))
+    whole = (at / "cut_weights/model.safetensors").read_bytes()
+    (at / "cut_weights/model.safetensors").write_bytes(whole[:len(whole) // 2])
+    config = json.loads((at / "linear/config.json").read_text())
+    config["layer_types"][0] = "linear_attention"
+    (at / "linear/config.json").write_text(json.dumps(config))
+    files = {"empty": "", "not_json": '{"clean": "a", "wrapped": "b"}\n{"clean"\n',
+             "no_field": '{"clean": "a", "wrapped": "b"}\n\n{"clean": "c"}\n',
+             "empty_prompt": '{"clean": "", "wrapped": "b"}\n',
+             "blank_prompt": '{"clean": " ", "wrapped": "b"}\n{"clean": "c", "wrapped": "b"}\n',
+             "odd_prompt": '{"clean": 7, "wrapped": "b"}\n', "a_list": '[1]\n',
+             "one": '{"clean": "a", "wrapped": "b"}\n',
+             "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}\n',
+             "long": '{"clean": "%s", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}\n' % ("a " * 999)}
+    for name, text in files.items():
+        (at / f"{name}.jsonl").write_text(text)
+    (at / "latin.jsonl").write_bytes(b'{"clean": "\xe9", "wrapped": "b"}\n')
+    (at / "finished").mkdir()
+    (at / "finished/log.jsonl").write_text("kept")
+    (at / "a_file").write_text("x")
+    return at
+
+
+@pytest.mark.parametrize("argv, words", [
+    ("--lerning-rate 1", "--lerning-rate"), ("--step 3", "--step"), ("extra", "extra"),
+    ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
+    ("--lr -1", "--lr"), ("--prompts 0", "--prompts"), ("--lr", "--lr"),
+    ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"), ("--form essay", "--form"), ("--device moon", "--device"),
+    ("--eval-questions 9999", "--eval-questions"), ("--train-questions 9999", "--train-questions"),
+    ("--prompts 900", "--prompts"), ("--max-new-tokens 600", "context"),
+    ("--model {}/missing", "no such folder"), ("--model {}/empty_model", "empty_model"),
+    ("--model {}/no_tokenizer", "no_tokenizer"), ("--model {}/no_weights", "no_weights"),
+    ("--model {}/cut_weights", "cut_weights"), ("--model {}/no_template", "chat template"),
+    ("--model {}/linear", "linear_attention"), ("--model {}/a_file", "a_file"),
+    ("--data {}/missing.jsonl", "missing.jsonl"), ("--data {}/empty.jsonl", "no rows"),
+    ("--data {}/not_json.jsonl", "not_json.jsonl, line 2"),
+    ("--data {}/no_field.jsonl", "line 3: field 'wrapped'"),
+    ("--data {}/empty_prompt.jsonl", "line 1: field 'clean'"),
+    ("--data {}/blank_prompt.jsonl", "row 1: 'clean'"),
+    ("--data {}/odd_prompt.jsonl", "row 1: 'clean'"),
+    ("--data {}/a_list.jsonl", "line 1"), ("--data {}/one.jsonl", "2 different"),
+    ("--data {}/latin.jsonl", "UTF-8"),
+    ("--data {}/control.jsonl --prompts 1 --eval-questions 1", "<|im_end|>"),
+    ("--data {}/long.jsonl --prompts 1 --eval-questions 1", "context of"),
+    ("--out {}/finished", "--overwrite"), ("--out {}/finished --resume", "no checkpoint"),
+    ("--out {}/a_file/run", "not a folder")])
+def test_bad_input_is_one_line_and_exit_code_2(argv, words, broken, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = argv.format(broken) + ("" if "--out" in argv else f" --out {tmp_path}/out")
+    argv = argv.split()
+    assert opct.main(argv) == 2
+    out, err = capsys.readouterr()
+    last = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1 and words in last[0] and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+    assert (broken / "finished/log.jsonl").read_text() == "kept"
+
+
+def test_out_of_memory_says_which_flag_to_lower(monkeypatch, capsys):
+    def raises(cfg):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert opct.main([], train=raises) == 2 and "--token-budget" in capsys.readouterr().err
+
+
+def test_no_space_is_said_in_one_line(monkeypatch, capsys, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(opct.files, "save", full)
+    assert opct.main(["--out", str(tmp_path / "o"), "--steps", "1", "--eval-questions", "4"]) == 2
+    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_every_field(capsys):
+    with pytest.raises(SystemExit) as e:
+        opct.parse_config(["--help"])
+    shown = capsys.readouterr().out
+    flags = ["--" + f.name.replace("_", "-") for f in opct.fields(opct.Config)]
+    assert e.value.code == 0 and all(flag in shown for flag in flags)
+
+
+def test_flags_reach_the_config():
+    cfg = opct.parse_config("--lr 2e-5 --kl sampled --overwrite --lora-rank 0 --out x".split())
+    assert (cfg.lr, cfg.kl, cfg.overwrite, cfg.lora_rank) == (2e-5, "sampled", True, 0)
+
+
+def command(*argv):
+    return [sys.executable, str(ROOT / "opct.py"), *argv]
+
+
+@pytest.mark.parametrize("more", [[], ["--form", "choices", "--kl", "sampled"]])
+def test_the_main_command_runs_and_prints_one_json_line_last(tmp_path, more):
+    argv = command("--steps", "2", "--eval-questions", "8", "--prompts", "4", *more)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["out"] == "out/sycophancy" and set(last["before"]) == set(last["after"])
+    assert "before" in done.stdout and (tmp_path / "out/sycophancy/results.json").exists()
+
+
+def test_ctrl_c_writes_what_there_is_and_says_where(tmp_path):
+    process = subprocess.Popen(command("--steps", "100000", "--eval-questions", "4"), text=True,
+                               cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    log = tmp_path / "out/sycophancy/log.jsonl"
+    deadline = time.time() + 60
+    while time.time() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    steps = log.read_text().count("\n") - 1
+    assert process.returncode == 2 and "Traceback" not in err
+    assert f"stopped after step {steps}; all is in out/sycophancy" in err
+    assert (tmp_path / "out/sycophancy/adapter_model.safetensors").exists()
+
+
+def test_models_of_other_families_load_by_the_same_path(tmp_path, tiny):
+    for kind in sorted(set(KINDS) - {"absolute"}):
+        make_model(kind).save_pretrained(tmp_path / kind)
+        tiny[1].save_pretrained(tmp_path / kind)
+        model, _ = opct.load_model(opct.Config(model=str(tmp_path / kind)))
+        opct.check_reading(model, kind)
