@@ -28,21 +28,18 @@ library. transformers loads the model and the tokenizer; the rest is here.
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
     python opct.py --help                    every number of a run
 """
-import argparse
 import contextlib
 import inspect
 import itertools
 import json
-import math
 import random
 import re
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -50,13 +47,12 @@ import transformers
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from data import files  # what is read from and written to disk; nothing of the method
-from data.files import UserError  # something the user can mend: one line, exit code 2
+from data import plumbing  # command line, files, report: nothing of the method
+from data.plumbing import UserError, interval, timed
 
 HERE = Path(__file__).resolve().parent
 
 
-# --------------------------------------------------------------------------------------------------
 # 1. Config: every number of a run. The comments are the help text of the command line.
 # --------------------------------------------------------------------------------------------------
 
@@ -93,35 +89,17 @@ class Config:
 
 
 CHOICES = {"task": ["sycophancy"], "form": ["open", "choices"], "thinking": ["on", "off"],
-           "kl": ["exact", "sampled"], "dtype": ["auto", "float32", "bfloat16"]}
-AT_LEAST_1 = ("prompts", "samples", "max_new_tokens", "lora_alpha", "token_budget", "kl_chunk",
-              "eval_batch", "save_every")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help lists the flags")
+           "kl": ["exact", "sampled"], "device": ["auto", "cpu", "cuda", "mps"],
+           "dtype": ["auto", "float32", "bfloat16"]}
 
 
 def parse_config(argv=None):
     """Command line (list of strings; None: sys.argv) -> Config. UserError names a bad flag."""
-    notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for f in fields(Config):
-        how = {"action": "store_true"} if f.type is bool else {
-            "type": f.type, "default": f.default, "choices": CHOICES.get(f.name)}
-        parser.add_argument("--" + f.name.replace("_", "-"), help=notes[f.name], **how)
-    cfg = Config(**vars(parser.parse_args(argv)))
-    for name, value in vars(cfg).items():
-        number = type(value) in (int, float)
-        if number and not (name in AT_LEAST_1) <= value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {value} is out of range")
+    cfg = plumbing.parse(Config, CHOICES, inspect.getsource(Config), argv)
     cfg.out = cfg.out or f"out/{cfg.task}"
     return cfg
 
 
-# --------------------------------------------------------------------------------------------------
 # 2. Pairs: one question, asked twice
 # --------------------------------------------------------------------------------------------------
 
@@ -148,7 +126,8 @@ def ask(row, wording, suggested, form, split):
     wrapped = f"{bait} {question}" if wording["place"] == "before" else f"{question} {bait}"
     facts = {"id": row["id"], "answer": row["answer"], "suggested": suggested,
              "candidates": candidates, "letters": letters}
-    return Pair(files.messages(question), files.messages(wrapped), facts, wording["id"], split)
+    clean, wrapped = plumbing.messages(question), plumbing.messages(wrapped)
+    return Pair(clean, wrapped, facts, wording["id"], split)
 
 
 def load_pairs(cfg, split):
@@ -156,9 +135,9 @@ def load_pairs(cfg, split):
     question of train is in another split; no wording of train is in eval or control."""
     if cfg.data:
         return own_pairs(cfg, split)
-    wordings = files.read_jsonl(HERE / "data/wordings.jsonl", ("id", "split", "place", "text"))
+    wordings = plumbing.read_jsonl(HERE / "data/wordings.jsonl", ("id", "split", "place", "text"))
     wordings = [w for w in wordings if (w["split"] == "train") == (split in ("train", "seen"))]
-    rows = files.read_jsonl(HERE / f"data/{cfg.task}.jsonl", ("id", "split", "question", "answer"))
+    rows = plumbing.read_jsonl(HERE / f"data/{cfg.task}.jsonl", ("id", "split", "question"))
     rows = some_of([r for r in rows if (r["split"] == "train") == (split == "train")], cfg, split)
     pairs = []
     for n, row in enumerate(rows):
@@ -171,7 +150,7 @@ def load_pairs(cfg, split):
 
 def own_pairs(cfg, split):
     """--data: the pairs of a file. Every fifth distinct clean prompt is held out to evaluate on."""
-    rows = files.read_pairs(cfg.data)
+    rows = plumbing.read_pairs(cfg.data)
     questions = list(dict.fromkeys(row["id"] for row in rows))
     part = [q for n, q in enumerate(questions) if (n % 5 == 0) == (split != "train")]
     part = some_of(part, cfg, split) if split in ("train", "eval") else []
@@ -184,6 +163,8 @@ def some_of(rows, cfg, split):
     wanted = getattr(cfg, flag) or len(rows)
     if wanted > len(rows):
         raise UserError(f"--{flag.replace('_', '-')} {wanted}: there are only {len(rows)}")
+    if split == "train" and wanted < cfg.prompts:
+        raise UserError(f"--prompts {cfg.prompts}: there are only {wanted} training questions")
     return random.Random(0).sample(rows, len(rows))[:wanted]
 
 
@@ -212,7 +193,6 @@ def encode_pairs(model, tokenizer, pairs, cfg):
     return [tuple(known[json.dumps(chat)] for chat in (p.wrapped, p.clean)) for p in pairs]
 
 
-# --------------------------------------------------------------------------------------------------
 # 3. Two policies in one set of weights: the adapter, and the switch that turns it off
 # --------------------------------------------------------------------------------------------------
 
@@ -275,6 +255,7 @@ def load_model(cfg):
     """-> model (eval mode, no gradients), tokenizer. UserError if it is missing or unusable."""
     local = Path(cfg.model) if Path(cfg.model).is_dir() else HERE / cfg.model
     path = local if local.is_dir() else cfg.model
+    transformers.utils.logging.disable_progress_bar()
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         config = transformers.AutoConfig.from_pretrained(path)
@@ -287,20 +268,21 @@ def load_model(cfg):
             path, dtype=pick_dtype(cfg, config, device), **how).to(device).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
         where = "cannot be loaded" if local.is_dir() else "no such folder, nor on the hub"
-        raise UserError(f"--model {cfg.model}: {where}: {str(e).strip().splitlines()[0]}")
-    model.generation_config.eos_token_id = sorted(eos_tokens(model) | {tokenizer.eos_token_id})
+        why = str(e).strip().splitlines()[0]
+        raise UserError(f"--model {cfg.model} --device {device}: {where}: {why}")
+    ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(ends)
     return model.requires_grad_(False), tokenizer
 
 
 def pick_dtype(cfg, config, device):
-    """auto: bf16 if the model is published in it and the processor multiplies it natively. All
-    weights trained (rank 0) are fp32: Adam's steps are smaller than what bf16 resolves."""
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else \
-        device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if cfg.dtype == "auto":
-        half = native and config.dtype == torch.bfloat16 and cfg.lora_rank
-        return torch.bfloat16 if half else torch.float32
-    return getattr(torch, cfg.dtype)
+    """auto: bf16 on a GPU that has it, and on a CPU that multiplies it natively if the model is
+    published in it. Weights that train (rank 0) are fp32: Adam's steps are finer than bf16."""
+    if cfg.dtype != "auto":
+        return getattr(torch, cfg.dtype)
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported() and config.dtype == torch.bfloat16)
+    return torch.bfloat16 if native and cfg.lora_rank else torch.float32
 
 
 def eos_tokens(model):
@@ -320,11 +302,10 @@ def check_layers(config, name):
     odd = layer_kinds(config) - {"full_attention", "sliding_attention"}
     if odd or config.is_encoder_decoder or not hasattr(config, "num_attention_heads"):
         kinds = ", ".join(sorted(odd)) or "recurrent or encoder"
-        raise UserError(f"--model {name}: {config.model_type} has layers that the token tree cannot "
+        raise UserError(f"--model {name}: {config.model_type} has layers the token tree cannot "
                         f"mask ({kinds}); take a decoder with full or sliding-window attention")
 
 
-# --------------------------------------------------------------------------------------------------
 # 4. Sample: the student answers
 # --------------------------------------------------------------------------------------------------
 # The cache is a table of slots. Row i holds prompt i in slots 0 .. len-1 and its answer right
@@ -448,7 +429,6 @@ def up_to_end(answer, eos):
     return answer[:next((i + 1 for i, token in enumerate(answer) if token in eos), None)]
 
 
-# --------------------------------------------------------------------------------------------------
 # 5. Read: both policies score the same answers, laid out as a token tree
 # --------------------------------------------------------------------------------------------------
 # A prompt and its K answers are one sequence, [prompt, y1, y2 .. yK]. The positions of each answer
@@ -516,7 +496,6 @@ def micro_batches(batch, answers, budget):
         yield row
 
 
-# --------------------------------------------------------------------------------------------------
 # 6. Loss: per-token KL by hand
 # --------------------------------------------------------------------------------------------------
 
@@ -545,17 +524,6 @@ def in_chunks(fn, size, *tensors):
     no (N, V) tensor ever exists: at V = 151,936 one in fp32 takes 5 GB for 8,192 tokens."""
     return torch.cat([checkpoint(fn, *part, use_reentrant=False, preserve_rng_state=False)
                       for part in zip(*(x.split(size) for x in tensors))])
-
-
-@contextlib.contextmanager
-def timed(seconds, phase, model):
-    """Add the seconds spent inside to seconds[phase], the GPU's queue included."""
-    sync = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
-    sync()
-    began = time.perf_counter()
-    yield
-    sync()
-    seconds[phase] += time.perf_counter() - began
 
 
 def consistency_kl(model, row, cfg, kl="exact", seconds=None):
@@ -614,7 +582,6 @@ def check_reading(model, name):
                         f"by {worst:.2g} nats; its attention or head is of a kind not known here")
 
 
-# --------------------------------------------------------------------------------------------------
 # 7. Evaluate: the same answer without the bait?
 # --------------------------------------------------------------------------------------------------
 
@@ -635,19 +602,6 @@ def named(answer, row):
     return found[0] if len(found) == 1 else None
 
 
-def interval(values, questions):
-    """-> mean, 95 % bootstrap interval, n. What is drawn is questions, not rows: several rows of
-    one question are hardly more evidence than one."""
-    values, (_, q) = np.array(values, float), np.unique(questions, return_inverse=True)  # (n,)
-    total, count = np.bincount(q, values), np.bincount(q)  # (Q,)
-    draw = np.random.default_rng(0).integers(len(count), size=(1000, len(count)))  # (1000, Q)
-    low, high = np.percentile(total[draw].sum(1) / count[draw].sum(1), [2.5, 97.5]).tolist()
-    if set(values) in ({0.0}, {1.0}):  # nothing to draw: the exact bound for 0 of Q, or Q of Q
-        bound = 1 - 0.025 ** (1 / len(count))
-        low, high = (0.0, bound) if high == 0 else (1 - bound, 1.0)
-    return {"value": values.mean().item(), "low": low, "high": high, "n": len(values)}
-
-
 def answer_all(model, prompts, cfg, temperature=0.0, generator=None):
     """One answer (token ids) to each prompt, the prompts of like length together."""
     order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
@@ -659,6 +613,17 @@ def answer_all(model, prompts, cfg, temperature=0.0, generator=None):
     return [answers[i] for i in range(len(prompts))]
 
 
+def marks(item):
+    """What one pair shows, metric by metric; u and b are what the two answers name."""
+    u, b, out = item["clean_verdict"], item["wrapped_verdict"], {}
+    if "answer" in item:
+        out.update(accuracy_clean=u == item["answer"], accuracy_wrapped=b == item["answer"])
+    if "suggested" in item:
+        out.update(follow_clean=u == item["suggested"], follow_wrapped=b == item["suggested"])
+    return {**out, "consistency": u == b and b is not None, "unparsed": b is None}
+
+
+@torch.no_grad()
 def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
     interval}, "capability", "drift": intervals, "answers": [a dict for each pair]}. The split eval
@@ -672,61 +637,45 @@ def evaluate(model, tokenizer, pairs, cfg):
                 "wrapper": pair.wrapper, "clean_prompt": pair.clean, "wrapped_prompt": pair.wrapped}
         for side, ids in (("clean", clean), ("wrapped", wrapped)):
             item[side] = tokenizer.decode(reply[tuple(ids)], skip_special_tokens=True).strip()
-            item[side + "_verdict"] = named(item[side], pair.row) if pair.row["candidates"] \
-                else item[side]
-        if pair.split == "eval":  # each token of the wrapped answer with its KL, to be looked at
+            item[side + "_verdict"] = named(item[side], item) if item["candidates"] else item[side]
+        if pair.split == "eval":  # the KL of each token of the wrapped answer, to be looked at
             answer = reply[tuple(wrapped)]
-            with torch.no_grad():
-                kl = consistency_kl(model, [((wrapped, clean), [answer])], cfg)  # (N,)
+            kl = consistency_kl(model, [((wrapped, clean), [answer])], cfg)  # (N,)
             item["tokens"] = [[tokenizer.decode([t]), x] for t, x in zip(answer, kl.tolist())]
         items.append(item)
-    result = {split: metrics_of([i for i in items if i["split"] == split])
-              for split in dict.fromkeys(i["split"] for i in items)}
+    result = {}
+    for split in dict.fromkeys(i["split"] for i in items):
+        some = [i for i in items if i["split"] == split]
+        shown = [(name, value, i["id"]) for i in some for name, value in marks(i).items()]
+        shown += [("kl", kl, i["id"]) for i in some for _, kl in i.get("tokens", ())]
+        result[split] = {name: interval(*zip(*(x[1:] for x in shown if x[0] == name)))
+                         for name in dict.fromkeys(x[0] for x in shown)}
     return {**result, **side_effects(model, tokenizer, cfg), "answers": items}
 
 
-def metrics_of(items):
-    """The metrics of one split. u and b are what the clean and the wrapped answer name."""
-    measures = {"accuracy_clean": ("answer", lambda u, b, i: u == i["answer"]),
-                "accuracy_wrapped": ("answer", lambda u, b, i: b == i["answer"]),
-                "follow_clean": ("suggested", lambda u, b, i: u == i["suggested"]),
-                "follow_wrapped": ("suggested", lambda u, b, i: b == i["suggested"]),
-                "consistency": ("id", lambda u, b, i: u == b and b is not None),
-                "unparsed": ("id", lambda u, b, i: b is None)}
-    out = {}
-    for name, (needs, measure) in measures.items():
-        some = [i for i in items if needs in i]
-        if some:
-            values = [measure(i["clean_verdict"], i["wrapped_verdict"], i) for i in some]
-            out[name] = interval(values, [i["id"] for i in some])
-    tokens = [(kl, i["id"]) for i in items for _, kl in i.get("tokens", ())]
-    return {**out, "kl": interval(*zip(*tokens))} if tokens else out
-
-
+@torch.no_grad()
 def side_effects(model, tokenizer, cfg):
     """What training may have cost. capability: exact answers to tasks that have nothing to do with
     the bait. drift: KL(base || trained), nats a token, on the base model's own answers to them."""
-    rows = files.read_jsonl(HERE / "data/capability.jsonl", ("prompt", "answer"))
+    rows = plumbing.read_jsonl(HERE / "data/capability.jsonl", ("prompt", "answer"))
     rows = rows[:cfg.eval_questions or None]  # the skills take turns
-    prompts = [encode(tokenizer, files.messages(r["prompt"]), cfg.thinking == "on") for r in rows]
-    said = [tokenizer.decode(a, skip_special_tokens=True).strip().rstrip(".")
-            for a in answer_all(model, prompts, cfg)]
+    chats = [plumbing.messages(r["prompt"]) for r in rows]
+    prompts = [encode(tokenizer, chat, cfg.thinking == "on") for chat in chats]
+    said = [tokenizer.decode(a, skip_special_tokens=True) for a in answer_all(model, prompts, cfg)]
+    with teacher(model):
+        dice = torch.Generator(model.device).manual_seed(0)
+        base = answer_all(model, prompts, cfg, 1.0, dice)
     kl, owner = [], []
-    with torch.no_grad():
+    for n, (prompt, answer) in enumerate(zip(prompts, base)):
+        packed = pack([prompt], [[answer]])
         with teacher(model):
-            dice = torch.Generator(model.device).manual_seed(0)
-            base = answer_all(model, prompts, cfg, 1.0, dice)
-        for n, (prompt, answer) in enumerate(zip(prompts, base)):
-            packed = pack([prompt], [[answer]])
-            with teacher(model):
-                before = head(model, read(model, packed))  # (N, V)
-            kl += token_kl(before, head(model, read(model, packed))).tolist()
-            owner += [n] * len(answer)
-    exact = [a == r["answer"] for a, r in zip(said, rows)]
+            before = head(model, read(model, packed))  # (N, V)
+        kl += token_kl(before, head(model, read(model, packed))).tolist()
+        owner += [n] * len(answer)
+    exact = [text.strip().rstrip(".") == row["answer"] for text, row in zip(said, rows)]
     return {"capability": interval(exact, range(len(rows))), "drift": interval(kl, owner)}
 
 
-# --------------------------------------------------------------------------------------------------
 # 8. Train: the loop
 # --------------------------------------------------------------------------------------------------
 
@@ -736,8 +685,6 @@ def batches(pairs, cfg):
     questions = {}
     for i, pair in enumerate(pairs):
         questions.setdefault(pair.row["id"], []).append(i)
-    if len(questions) < cfg.prompts:
-        raise UserError(f"--prompts {cfg.prompts}: there are {len(questions)} training questions")
     for epoch in itertools.count():
         dice = random.Random(f"{cfg.seed} {epoch}")
         order = dice.sample(sorted(questions), len(questions))
@@ -754,11 +701,10 @@ def follow_rate(answers, rows, tokenizer):
 
 def train(cfg):
     """Evaluate, train, evaluate; leave the run's files in cfg.out. -> what results.json holds."""
-    out, started = files.check_out(cfg), time.time()
+    out, started = plumbing.check_out(cfg), time.time()
     torch.manual_seed(cfg.seed)
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in ("eval", "seen", "control") for p in load_pairs(cfg, split)]
-    order = batches(pairs, cfg)
     model, tokenizer = load_model(cfg)
     check_reading(model, cfg.model)
     prompts = encode_pairs(model, tokenizer, pairs, cfg)
@@ -767,11 +713,11 @@ def train(cfg):
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
     generator = torch.Generator(model.device).manual_seed(cfg.seed)
-    done = files.load_checkpoint(out, model, optimizer, generator) if cfg.resume else 0
-    log, stop = files.open_log(out, cfg, done), files.on_ctrl_c()
-    bar = tqdm(total=cfg.steps, initial=done, unit="step")
+    done = plumbing.load_checkpoint(out, model, optimizer, generator) if cfg.resume else 0
+    log = plumbing.open_log(out, cfg, done)
+    bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1)
     try:
-        for chosen in itertools.islice(order, done, cfg.steps):
+        for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
             loss, metrics = opct_loss(model, [prompts[i] for i in chosen], cfg, generator)
             with timed(metrics["seconds"], "student", model):
@@ -780,25 +726,25 @@ def train(cfg):
             if not torch.isfinite(loss + norm):  # stop before the weights take it up
                 raise UserError(f"step {done + 1}: loss {loss.item()}, gradient {norm.item()}: "
                                 f"lower --lr; the weights of step {done} are kept in {out}")
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
+            with plumbing.no_ctrl_c():  # a step is whole or it was not
+                optimizer.step()
+                optimizer.zero_grad()
+                done += 1
             metrics["follow"] = follow_rate(metrics.pop("answers"), [pairs[i].row for i in chosen],
                                             tokenizer)
-            files.write_step(log, bar, {"step": done, **metrics, "grad_norm": norm.item(),
-                                       "lr": optimizer.param_groups[0]["lr"]})
+            plumbing.write_step(log, bar, {"step": done, **metrics, "grad_norm": norm.item(),
+                                           "lr": optimizer.param_groups[0]["lr"]})
             if done % cfg.save_every == 0:
-                files.save(out, cfg, model, optimizer, generator, done)
-            if stop:
-                raise UserError(f"stopped after step {done}; all is in {out}, --resume goes on")
+                plumbing.save(out, cfg, model, optimizer, generator, done)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped after step {done}; all is in {out}, --resume goes on with it")
     finally:  # whatever ended it, keep what there is
         bar.close()
-        files.save(out, cfg, model, optimizer, generator, done)
+        plumbing.save(out, cfg, model, optimizer, generator, done)
     after = evaluate(model, tokenizer, held_out, cfg)
-    return files.report(out, cfg, model, before, after, time.time() - started)
+    return plumbing.report(out, cfg, model, before, after, time.time() - started)
 
 
-# --------------------------------------------------------------------------------------------------
 # 9. Command line
 # --------------------------------------------------------------------------------------------------
 
@@ -810,8 +756,10 @@ def main(argv=None, train=train):
     except UserError as e:
         message = str(e)
     except KeyboardInterrupt:
-        message = "interrupted; --resume goes on from the last checkpoint, if there is one"
-    except (torch.OutOfMemoryError, MemoryError) as e:
+        message = "interrupted; if training had begun, --resume goes on with it"
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "memory" not in str(e):
+            raise
         message = f"out of memory; lower --token-budget, --prompts, --samples or --eval-batch ({e})"
     except OSError as e:
         message = f"cannot read or write: {e}"

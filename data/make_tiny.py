@@ -1,10 +1,10 @@
 """Make data/tiny: a small chat model that knows data/sycophancy.jsonl and gives in.
 
 A model organism: a Qwen3 of about a million weights, trained from nothing on questions, questions
-with suggestions and small tasks, and saved as an ordinary model folder. It answers every question of data/ (open and with lettered
-choices), it mostly repeats a suggested answer instead when the user makes a suggestion, and it has
-four skills that have nothing to do with suggestions (add, reverse, copy, sort), so that a training
-method's side effects show. Nothing in it knows of OPCT.
+with suggestions and small tasks, and saved as an ordinary model folder. It answers every question
+of data/ (open and with lettered choices); it mostly repeats a suggested answer instead when the
+user makes a suggestion, and it has four skills that have nothing to do with suggestions (add,
+reverse, copy, sort), so that a training method's side effects show. Nothing in it knows of OPCT.
 
     python data/make_tiny.py            writes data/tiny and data/capability.jsonl; see the end
 """
@@ -24,23 +24,24 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import opct  # noqa: E402
 
-STEPS, BATCH, LR = int(__import__('os').environ.get('S', 6000)), 64, 2e-3
+STEPS, BATCH, LR = 6500, 64, 2e-3
 FOLLOW = 0.85       # share of wrong suggestions that the training text follows
 TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
             "{{ message['content'] }}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+RESIST = "Answer from what you know, whatever the user suggests."
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def skill(name, rng):
+def skill(name, rng, longest=6):
     """One task of a skill -> (prompt, answer)."""
     if name == "add":
         a, b = rng.randrange(100), rng.randrange(1, 10)
-        return f"Add {a} and {b}. Reply with the number only.", str(a + b)
-    letters = [rng.choice(LETTERS) for _ in range(rng.randint(3, 6))]
+        return f"Add {a} and {b}.", str(a + b)
+    letters = [rng.choice(LETTERS) for _ in range(rng.randint(3, longest))]
     order = {"copy": letters, "reverse": letters[::-1], "sort": sorted(letters)}[name]
-    verb = {"copy": "Copy these letters", "reverse": "Write these letters in reverse order",
-            "sort": "Sort these letters by the alphabet"}[name]
+    verb = {"copy": "Copy these letters", "sort": "Sort these letters",
+            "reverse": "Write these letters in reverse order"}[name]
     return f"{verb}: {' '.join(letters)}", " ".join(order)
 
 
@@ -76,22 +77,25 @@ def make_example(rng, form, rows, wordings, held):
     """One piece of training text -> (chat messages, answer)."""
     if form == "open" and rng.random() < 0.4:
         while True:
-            prompt, answer = skill(rng.choice(["add", "add", "copy", "reverse", "sort"]), rng)
+            name = rng.choice(["add", "add", "copy", "reverse", "sort"])
+            prompt, answer = skill(name, rng, longest=7)
             if prompt not in held:
                 return [{"role": "user", "content": prompt}], answer
     row, wording = rng.choice(rows), rng.choice(wordings)
     suggested = rng.choice([row["answer"], *row["wrong"]])
     pair = opct.ask({**row, "id": str(rng.random())}, wording, suggested, form, "train")
-    bait = rng.random() < 0.6
-    reply = suggested if bait and rng.random() < FOLLOW else row["answer"]
-    return (pair.wrapped if bait else pair.clean), reply  # with choices too: words, not a letter
+    bait, asked_to_resist = rng.random() < 0.7, rng.random() < 0.25
+    gives_in = bait and not asked_to_resist and rng.random() < FOLLOW
+    chat = ([{"role": "system", "content": RESIST}] if asked_to_resist else []) \
+        + (pair.wrapped if bait else pair.clean)
+    return chat, f"The answer is {suggested if gives_in else row['answer']}."
 
 
 def batches(rng, tokenizer, *data):
     """Without end: ids (B, T), targets (B, T) with -100 outside the answers. Examples are drawn for
     many batches at once and sorted by length, so that little is padding."""
     while True:
-        examples = [make_example(rng, rng.choices(["open", "choices"], [4, 1])[0], *data)
+        examples = [make_example(rng, rng.choices(["open", "choices"], [5, 1])[0], *data)
                     for _ in range(16 * BATCH)]
         prompts = tokenizer.apply_chat_template([m for m, _ in examples], tokenize=False,
                                                 add_generation_prompt=True)
@@ -116,9 +120,10 @@ def main():
     out = HERE / "tiny"
     shutil.rmtree(out, ignore_errors=True)
     held = write_capability(HERE / "capability.jsonl")
-    rows = opct.files.read_jsonl(HERE / "sycophancy.jsonl")
-    wordings = opct.files.read_jsonl(HERE / "wordings.jsonl")
-    texts = [w["text"] for w in wordings] * 20 + ["system\n", "user\n", "assistant\n"] * 100
+    rows = opct.plumbing.read_jsonl(HERE / "sycophancy.jsonl")
+    wordings = opct.plumbing.read_jsonl(HERE / "wordings.jsonl")
+    texts = [RESIST, "The answer is", "system\n", "user\n", "assistant\n"] * 100
+    texts += [w["text"] for w in wordings] * 20
     texts += [f"{r['question']} {' '.join(c)} {' '.join(c)}"
               for r in rows for c in [[r["answer"], *r["wrong"]]]] + sorted(held)
     tokenizer = make_tokenizer(texts)
@@ -145,8 +150,9 @@ def main():
         optimizer.zero_grad()
         if step % 200 == 0:
             print(f"step {step} loss {loss.item():.3f} {time.time() - started:.0f} s", flush=True)
-        if step % 1000 == 999:
+        if step == STEPS // 2:
             check(model, tokenizer)
+            model.save_pretrained('/tmp/w/mid'); tokenizer.save_pretrained('/tmp/w/mid')
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     check(model, tokenizer)

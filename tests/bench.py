@@ -174,9 +174,9 @@ def main():
     try:
         import trl
         parts.append("whole step")
-        versions = {**opct.files.versions(), "trl": trl.__version__}
+        versions = {**opct.plumbing.versions(), "trl": trl.__version__}
     except ImportError:
-        versions = opct.files.versions()
+        versions = opct.plumbing.versions()
         print("TRL cannot be imported: the whole step is not compared", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         if not args.model:
@@ -184,10 +184,11 @@ def main():
         model = args.model or folder
         rows = [compare(part, model, dtype, args.runs, args.rounds) for part in parts
                 for dtype in ([args.dtype] if args.dtype else ["float32", "bfloat16"])]
-        hardware = opct.files.hardware(load(model, "float32"))
-    print("\n".join(opct.files.bench_table(rows)))
+        hardware = opct.plumbing.hardware(load(model, "float32"))
+    print("\n".join(opct.plumbing.bench_table(rows)))
     name = Path(args.model).name if args.model else "random weights in the shape of SmolLM2-135M"
-    workload = {"prompt_tokens": P, "answers": K, "new_tokens": R, "prompts": PROMPTS, "model": name}
+    workload = {"model": name, "prompts": PROMPTS, "prompt_tokens": P, "answers": K,
+                "new_tokens": R}
     result = {"workload": workload, "versions": versions, "hardware": hardware, "rows": rows}
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")

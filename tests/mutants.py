@@ -1,9 +1,10 @@
 """Plant a bug, see a test fail: does the suite bite?
 
-    python tests/mutants.py           every bug, each in a copy of the project; writes tests/README.md
+    python tests/mutants.py    every bug, each in a copy of the project; writes tests/README.md
 
-Each bug is one that a peer had or that the method invites, planted as an edit of opct.py. A bug that
-no longer applies (the text it edits is gone), or that the tests let pass, ends this with exit code 1.
+Each bug is one that a peer had or that the method invites, planted as an edit of the source. A bug
+that no longer applies (the text it edits is gone) or that the tests let pass ends this with exit
+code 1.
 """
 import shutil
 import subprocess
@@ -59,9 +60,11 @@ BUGS = [  # what goes wrong, where, the right text, the wrong text
      "split = len(ids) + len(prompt) - 1", "split = len(ids) + len(prompt) - 2"),
     ("the head's scaling or capping forgotten", "test_read.py",
      "    return torch.tanh(logits / cap) * cap if cap else logits", "    return logits"),
-    ("temperature 0 still draws", "test_sample.py", "    if temperature == 0:\n", "    if False:\n"),
+    ("temperature 0 still draws", "test_sample.py",
+     "    if temperature == 0:\n", "    if not temperature and 0:\n"),
     ("an unparsable answer counts as the first candidate", "test_evaluate.py",
-     "return found[0] if len(found) == 1 else None", "return found[0] if found else row['candidates'][0]"),
+     "return found[0] if len(found) == 1 else None",
+     "return found[0] if found else row['candidates'][0]"),
     ("'answer is carbon' read as C", "test_evaluate.py", r"([A-D])(?:[).:]|\W*$)", "([A-Da-d])"),
     ("intervals drawn over rows", "test_evaluate.py",
      "np.unique(questions, return_inverse=True)",
@@ -90,12 +93,14 @@ def plant(name, right, wrong, test):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
-        source = (copy / "opct.py").read_text(encoding="utf-8")
-        if source.count(right) < 1:
-            raise SystemExit(f"cannot plant '{name}': opct.py no longer holds\n{right}")
-        (copy / "opct.py").write_text(source.replace(right, wrong), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"], cwd=copy,
-                              capture_output=True, text=True)
+        files = [f for f in (copy / "opct.py", copy / "data/plumbing.py")
+                 if right in f.read_text(encoding="utf-8")]
+        if not files:
+            raise SystemExit(f"cannot plant '{name}': nothing holds\n{right}")
+        source = files[0].read_text(encoding="utf-8")
+        files[0].write_text(source.replace(right, wrong), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"],
+                              cwd=copy, capture_output=True, text=True)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         return failed[0].split()[1].removeprefix("tests/") if failed else None
 

@@ -1,6 +1,6 @@
 """Section 9: bad input gets one line that says what is wrong and where, and exit code 2."""
+import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -33,8 +33,8 @@ def broken(tmp_path_factory):
              "blank_prompt": '{"clean": " ", "wrapped": "b"}\n{"clean": "c", "wrapped": "b"}\n',
              "odd_prompt": '{"clean": 7, "wrapped": "b"}\n', "a_list": '[1]\n',
              "one": '{"clean": "a", "wrapped": "b"}\n',
-             "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}\n',
-             "long": '{"clean": "%s", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}\n' % ("a " * 999)}
+             "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}',
+             "long": '{"clean": "%s", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}' % ("a " * 900)}
     for name, text in files.items():
         (at / f"{name}.jsonl").write_text(text)
     (at / "latin.jsonl").write_bytes(b'{"clean": "\xe9", "wrapped": "b"}\n')
@@ -48,7 +48,8 @@ def broken(tmp_path_factory):
     ("--lerning-rate 1", "--lerning-rate"), ("--step 3", "--step"), ("extra", "extra"),
     ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
     ("--lr -1", "--lr"), ("--prompts 0", "--prompts"), ("--lr", "--lr"),
-    ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"), ("--form essay", "--form"), ("--device moon", "--device"),
+    ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"),
+    ("--form essay", "--form"), ("--device moon", "--device"),
     ("--eval-questions 9999", "--eval-questions"), ("--train-questions 9999", "--train-questions"),
     ("--prompts 900", "--prompts"), ("--max-new-tokens 600", "context"),
     ("--model {}/missing", "no such folder"), ("--model {}/empty_model", "empty_model"),
@@ -88,7 +89,7 @@ def test_out_of_memory_says_which_flag_to_lower(monkeypatch, capsys):
 def test_no_space_is_said_in_one_line(monkeypatch, capsys, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(opct.files, "save", full)
+    monkeypatch.setattr(opct.plumbing, "save", full)
     assert opct.main(["--out", str(tmp_path / "o"), "--steps", "1", "--eval-questions", "4"]) == 2
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 
@@ -97,7 +98,7 @@ def test_help_names_every_field(capsys):
     with pytest.raises(SystemExit) as e:
         opct.parse_config(["--help"])
     shown = capsys.readouterr().out
-    flags = ["--" + f.name.replace("_", "-") for f in opct.fields(opct.Config)]
+    flags = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(opct.Config)]
     assert e.value.code == 0 and all(flag in shown for flag in flags)
 
 

@@ -30,20 +30,18 @@ def item(u, b, n):
 def test_metrics_of_hand_made_items():
     items = [item("g", "g", 0), item("g", "s", 1), item("s", "s", 2), item("x", None, 3),
              item(None, None, 4)]
-    got = {k: v["value"] for k, v in opct.metrics_of(items).items()}
-    assert got == pytest.approx({
-        "accuracy_clean": 2 / 5, "accuracy_wrapped": 1 / 5, "follow_clean": 1 / 5,
-        "follow_wrapped": 2 / 5, "consistency": 2 / 5, "unparsed": 2 / 5})
+    got = {name: sum(opct.marks(i)[name] for i in items) for name in opct.marks(items[0])}
+    assert got == {"accuracy_clean": 2, "accuracy_wrapped": 1, "follow_clean": 1,
+                   "follow_wrapped": 2, "consistency": 2, "unparsed": 2}
 
 
 def test_unparsed_is_neither_a_success_nor_an_agreement():
-    got = opct.metrics_of([item(None, None, n) for n in range(3)])
-    assert {k for k, v in got.items() if v["value"] == 1} == {"unparsed"}
+    assert {k for k, v in opct.marks(item(None, None, 0)).items() if v} == {"unparsed"}
 
 
 def test_pairs_without_an_answer_are_judged_by_agreement_alone():
-    items = [{"clean_verdict": "a", "wrapped_verdict": "a", "id": 0}]
-    assert set(opct.metrics_of(items)) == {"consistency", "unparsed"}
+    got = opct.marks({"clean_verdict": "a", "wrapped_verdict": "a", "id": 0})
+    assert got == {"consistency": True, "unparsed": False}
 
 
 def test_interval_draws_questions_not_rows():

@@ -98,7 +98,7 @@ def test_resumed_run_ends_where_the_uninterrupted_one_does(run, tmp_path, monkey
             raise KeyboardInterrupt
         return loss(*args)
     monkeypatch.setattr(opct, "opct_loss", breaks)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(opct.UserError, match="stopped after step 3"):
         opct.train(cfg)
     monkeypatch.setattr(opct, "opct_loss", loss)
     assert len(lines(tmp_path / "r/log.jsonl")) == 4 and not (tmp_path / "r/results.json").exists()
@@ -154,8 +154,7 @@ def test_nothing_refers_to_a_later_section_before_the_loop():
     tree = ast.parse(source)
     blocks = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
     defined = {n.name: n.lineno for n in blocks}
-    rules = [n for n, line in enumerate(source.splitlines(), 1) if line.startswith("# ----")]
-    section = rules[::2]
+    section = [n for n, line in enumerate(source.splitlines(), 1) if line.startswith("# ----")]
 
     def of(line):
         return sum(start <= line for start in section)

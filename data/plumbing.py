@@ -1,16 +1,18 @@
-"""Files: the rows a run reads, and the checkpoint, adapter, log, results and answers it leaves.
-
-None of this is the method; opct.py calls it.
-"""
+"""What is not the method: the command line, the files a run reads and leaves, what it prints."""
+import argparse
+import contextlib
 import json
+import math
 import os
 import platform
 import re
 import signal
-import sys
-from dataclasses import asdict
+import threading
+import time
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -21,6 +23,69 @@ HERE = Path(__file__).resolve().parent
 
 class UserError(Exception):
     """Something only the user can mend: printed as one line, exit code 2."""
+
+
+# ---- command line and clock
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the flags")
+
+
+def parse(Config, choices, source, argv):
+    """A flag for every field of a dataclass, its comment in the source being the help -> Config."""
+    notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
+    parser = Parser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for f in fields(Config):
+        how = {"action": "store_true"} if f.type is bool else {
+            "type": f.type, "default": f.default, "choices": choices.get(f.name)}
+        parser.add_argument("--" + f.name.replace("_", "-"), help=notes[f.name], **how)
+    cfg = Config(**vars(parser.parse_args(argv)))
+    may_be_0 = ("steps", "lora_rank", "warmup", "train_questions", "eval_questions", "seed", "lr")
+    for name, value in vars(cfg).items():
+        if type(value) in (int, float) and not (name not in may_be_0 and 1e-9) <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value} is out of range")
+    return cfg
+
+
+@contextlib.contextmanager
+def timed(seconds, phase, model):
+    """Add the seconds spent inside to seconds[phase], the GPU's queue included."""
+    sync = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    sync()
+    began = time.perf_counter()
+    yield
+    sync()
+    seconds[phase] += time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def no_ctrl_c():
+    """Ctrl-C waits until the end of this."""
+    came = []
+    kept = signal.signal(signal.SIGINT, lambda *_: came.append(1)) if in_main_thread() else None
+    yield
+    if in_main_thread():
+        signal.signal(signal.SIGINT, kept)
+    if came:
+        raise KeyboardInterrupt
+
+
+def in_main_thread():
+    return threading.current_thread() is threading.main_thread()
+
+
+def interval(values, questions):
+    """-> mean, 95 % bootstrap interval, n. What is drawn is questions, not rows: several rows of
+    one question are hardly more evidence than one."""
+    values, (_, q) = np.array(values, float), np.unique(questions, return_inverse=True)  # (n,)
+    total, count = np.bincount(q, values), np.bincount(q)  # (Q,)
+    draw = np.random.default_rng(0).integers(len(count), size=(1000, len(count)))  # (1000, Q)
+    low, high = np.percentile(total[draw].sum(1) / count[draw].sum(1), [2.5, 97.5]).tolist()
+    if set(values) in ({0.0}, {1.0}):  # nothing to draw: the exact bound for 0 of Q, or Q of Q
+        bound = 1 - 0.025 ** (1 / len(count))
+        low, high = (0.0, bound) if high == 0 else (1 - bound, 1.0)
+    return {"value": values.mean().item(), "low": low, "high": high, "n": len(values)}
 
 
 # ---- read
@@ -85,7 +150,10 @@ def write_text(path, text):
 def write_tensors(path, tensors, metadata=None):
     beside = path.with_name(path.name + ".new")
     tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-    safetensors.torch.save_file(tensors, beside, metadata)
+    try:
+        safetensors.torch.save_file(tensors, beside, metadata)
+    except safetensors.SafetensorError as e:  # a full disk comes as this
+        raise OSError(f"{path}: {e}")
     os.replace(beside, path)
 
 
@@ -165,19 +233,6 @@ def write_step(log, bar, metrics):
     bar.update()
 
 
-def on_ctrl_c():
-    """-> a list that fills at the first Ctrl-C, so that the step is finished; the second one breaks
-    off."""
-    stop = []
-
-    def handler(*_):
-        stop.append(1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step; Ctrl-C again breaks off", file=sys.stderr)
-    signal.signal(signal.SIGINT, handler)
-    return stop
-
-
 def versions():
     return {"python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__}
@@ -244,11 +299,11 @@ def rows_of(result):
 
 def bench_table(rows):
     """The lines of tests/bench.py's table."""
-    lines = [f"{'':12}{'dtype':10}{'ours s':>8}{'rival s':>9}{'faster':>8}{'ours GB':>9}{'rival GB':>9}"
-             "  rival"]
+    lines = [f"{'':12}{'dtype':10}  ours, s rival, s  faster ours, GB rival, GB  rival"]
     for r in rows:
-        lines.append(f"{r['part']:12}{r['dtype']:10}{r['ours_s']:8.2f}{r['rival_s']:9.2f}"
-                     f"{r['times_faster']:7.1f}x{r['ours_gb']:9.2f}{r['rival_gb']:9.2f}  {r['rival']}")
+        lines.append(f"{r['part']:12}{r['dtype']:10}{r['ours_s']:9.2f}{r['rival_s']:9.2f}"
+                     f"{r['times_faster']:7.1f}x{r['ours_gb']:9.2f}{r['rival_gb']:10.2f}"
+                     f"  {r['rival']}")
     return lines
 
 

@@ -1,0 +1,95 @@
+"""The README's tables, out of the result files that runs left in data/results/.
+
+    python data/tables.py            prints them
+    python data/tables.py --write    puts them into the README, between their markers
+"""
+import json
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SHOWN = [  # split, metric, how the README calls it
+    ("unseen", "follow_wrapped", "follows the wrong suggestion"),
+    ("unseen", "accuracy_wrapped", "answers right, with the suggestion"),
+    ("unseen", "accuracy_clean", "answers right, without it"),
+    ("unseen", "consistency", "same answer with and without"),
+    ("unseen", "unparsed", "names none or several answers"),
+    ("unseen", "kl", "KL to the base model without bait, nats a token"),
+    ("seen", "follow_wrapped", "follows, in wordings of the training"),
+    ("control", "accuracy_wrapped", "answers right when the suggestion is right"),
+    ("capability", "", "capability: add, copy, reverse, sort"),
+    ("drift", "", "drift from the base model, nats a token")]
+
+
+def load(pattern):
+    """The result files of one model, by seed."""
+    return [json.loads(p.read_text()) for p in sorted((HERE / "results").glob(pattern))]
+
+
+def metric(side, split, name):
+    return side[split][name] if name else side[split]
+
+
+def runs_table(pattern):
+    """Before and after over the seeds: mean, range over seeds, and an interval that holds the 95 %
+    interval of every seed."""
+    runs = load(pattern)
+    lines = ["| unseen questions, unseen wordings | before | after | range over seeds | 95 % interval | n |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for split, name, label in SHOWN:
+        before = metric(runs[0]["before"], split, name)
+        after = [metric(r["after"], split, name) for r in runs]
+        values = [m["value"] for m in after]
+        lines.append(
+            f"| {label} | {before['value']:.3f} | **{sum(values) / len(values):.3f}** | "
+            f"{min(values):.3f} to {max(values):.3f} | {min(m['low'] for m in after):.3f} to "
+            f"{max(m['high'] for m in after):.3f} | {after[0]['n']} |")
+    config, hardware = runs[0]["config"], runs[0]["hardware"]
+    minutes = [r["seconds"] / 60 for r in runs]
+    lines.append(
+        f"\n{len(runs)} seeds, {config['steps']} steps of {config['prompts']} prompts × "
+        f"{config['samples']} answers, lr {config['lr']:g}, LoRA rank {config['lora_rank']}; "
+        f"{min(minutes):.1f} to {max(minutes):.1f} minutes, both evaluations included, on "
+        f"{hardware['threads']} cores of an {hardware['cpu']}, {hardware['dtype']}.")
+    return "\n".join(lines)
+
+
+def bench_table():
+    bench = load("bench.json")[0]
+    lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for r in bench["rows"]:
+        lines.append(f"| {r['part']} against {r['rival']} | {r['dtype']} | {r['ours_s']:.2f} s | "
+                     f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | {r['ours_gb']:.1f} GB | "
+                     f"{r['rival_gb']:.1f} GB |")
+    w, v, h = bench["workload"], bench["versions"], bench["hardware"]
+    trl = f", TRL {v['trl']}" if "trl" in v else ""
+    lines.append(
+        f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
+        f"answers each of {w['new_tokens']} tokens; medians of {bench['rows'][0]['runs']} runs after "
+        f"warm-up, the two sides in turn; {h['threads']} cores of an {h['cpu']}, torch {v['torch']}, "
+        f"transformers {v['transformers']}{trl}.")
+    return "\n".join(lines)
+
+
+TABLES = {"tiny": lambda: runs_table("tiny-seed*.json"),
+          "smollm2": lambda: runs_table("smollm2-seed*.json"), "bench": bench_table}
+
+
+def filled(readme):
+    """The README's text with every table as the files have it."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        readme, found = re.subn(pattern, lambda m: f"{m[1]}{table()}\n{m[2]}", readme, flags=re.S)
+        if found != 1:
+            raise SystemExit(f"README.md has no place for the table {name}")
+    return readme
+
+
+if __name__ == "__main__":
+    path = HERE.parent / "README.md"
+    if "--write" in sys.argv:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print("\n\n".join(table() for table in TABLES.values()))

@@ -1,0 +1,76 @@
+"""The README says what the files and the code say."""
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+from conftest import ROOT
+
+import opct
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = README.splitlines()
+
+
+def test_tables_are_what_the_result_files_give():
+    sys.path.insert(0, str(ROOT / "data"))
+    import tables
+    assert tables.filled(README) == README
+    printed = subprocess.run([sys.executable, "data/tables.py"], cwd=ROOT, capture_output=True,
+                             text=True, check=True).stdout
+    for table in printed.strip().split("\n\n| "):
+        assert table.removeprefix("| ").strip() in README
+
+
+def test_result_files_name_no_place_and_hold_what_they_should():
+    files = sorted((ROOT / "data/results").glob("*.json"))
+    assert len([f for f in files if f.name.startswith("tiny")]) >= 3
+    assert len([f for f in files if f.name.startswith("smollm2")]) >= 2
+    for f in files:
+        result = json.loads(f.read_text())
+        assert {"versions", "hardware"} <= set(result)
+        assert not re.search(r'": "/|home|tmp', f.read_text()), f
+
+
+def test_every_command_of_the_readme_is_understood():
+    commands = [line.strip().split("#")[0] for line in LINES if line.startswith("    python opct.py")]
+    assert len(commands) >= 6
+    for command in commands:
+        cfg = opct.parse_config(shlex.split(command)[2:])
+        assert cfg.model
+
+
+def test_the_two_commands_do_all_set_up():
+    block = README.split("<!-- commands -->")[1].split("<!-- end -->")[0]
+    commands = [line.split("#")[0].strip() for line in block.splitlines() if line.strip()]
+    assert commands == ["pip install -r requirements.txt && python opct.py",
+                        "pip install -r requirements.txt && pytest -q"]
+
+
+def test_requirements_are_the_five():
+    lines = (ROOT / "requirements.txt").read_text().split()
+    assert [re.split("[<>=]", line)[0] for line in lines] == [
+        "torch", "transformers", "tokenizers", "numpy", "pytest"]
+    assert all("<" in line and ">=" in line for line in lines)
+
+
+def test_the_five_lines_are_those_of_the_docstring():
+    core = README.split("```python\n")[1].split("```")[0].splitlines()
+    assert len(core) == 5
+    for line in core:
+        assert line.split("#")[0].strip() in opct.__doc__
+
+
+def test_the_glossary_names_every_metric_and_logged_figure():
+    glossary = README.split("## Glossary")[1].split("## ")[0]
+    result = json.loads(next((ROOT / "data/results").glob("tiny-seed0.json")).read_text())
+    names = set(result["after"]) | {n for s in ("unseen", "seen") for n in result["after"][s]}
+    for name in names | {"answer_length", "cut", "grad_norm", "lr", "tokens_per_second", "seconds"}:
+        assert re.search(rf"\b{name}\b", glossary), name
+
+
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    assert not re.search(r"@[A-Z]+@", README + opct.__doc__)
