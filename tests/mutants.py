@@ -20,7 +20,7 @@ BUGS = [  # what goes wrong, where, the right text, the wrong text
     ("with --lora-rank 0 the frozen copy is the live weights", "test_policies.py",
      "p.detach().clone() for n, p", "p.detach() for n, p"),
     ("forward KL instead of reverse", "test_loss.py",
-     "return (p.exp() * (p - q))", "return (q.exp() * (q - p))"),
+     "return (p.exp() * (p - q).detach())", "return (q.exp() * (q - p))"),
     ("the KL as a detached weight of the sampled token: no gradient in expectation", "test_loss.py",
      "ratio = (p - q).detach()", "ratio = p - p + 1"),
     ("loss summed over tokens", "test_loss.py", ".sum() / tokens", ".sum()"),
