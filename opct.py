@@ -77,7 +77,8 @@ class Config:
     warmup: int = 0             # steps of linear warm-up; the first one already moves
     beta2: float = 0.95         # Adam's memory of squared gradients (beta1 is 0.9): runs are short
     grad_clip: float = 1.0      # largest gradient norm; a longer gradient is scaled down to it
-    token_budget: int = 2048    # tokens read at once (a row); lower it when memory runs out
+    token_budget: int = 512     # tokens read at once (a row); raise it on a GPU, lower it when
+                                # memory runs out: attention grows with its square
     kl_chunk: int = 256         # answer tokens that have their V logits in memory at once
     train_questions: int = 0    # training questions to use; 0: all
     eval_questions: int = 150   # unseen questions to evaluate on; 0: all
@@ -261,12 +262,16 @@ def load_model(cfg):
         config = transformers.AutoConfig.from_pretrained(path)
         check_layers(config, cfg.model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        if not tokenizer.encode("a"):
+            raise OSError("the tokenizer's files are missing")
         # attention scores are soft-capped by transformers' eager form only
         capped = getattr(config, "attn_logit_softcapping", None)
         how = {"attn_implementation": "eager"} if capped else {}
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=pick_dtype(cfg, config, device), **how).to(device).eval()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+    except UserError:
+        raise
+    except Exception as e:  # a folder can be broken in more ways than transformers has errors
         where = "cannot be loaded" if local.is_dir() else "no such folder, nor on the hub"
         why = str(e).strip().splitlines()[0]
         raise UserError(f"--model {cfg.model} --device {device}: {where}: {why}")
@@ -377,8 +382,10 @@ def pick(logits, temperature, generator):
     distribution that is sampled here, and only at temperature 1 is that the model's own."""
     if temperature == 0:
         return logits.argmax(-1)
-    probs = F.softmax(logits.float() / temperature, -1)  # (rows, V)
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]  # (rows,)
+    cdf = F.softmax(logits.float() / temperature, -1).cumsum(-1)  # (rows, V)
+    # one random number a row; torch.multinomial draws V of them, a quarter of a decode step on a CPU
+    u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]  # (rows, 1)
+    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)  # (rows,)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(Config, choices, source, argv):
     """A flag for every field of a dataclass, its comment in the source being the help -> Config."""
+    source = re.sub(r"\n +# ", " ", source)  # a comment may go on in the next line
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
     parser = Parser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for f in fields(Config):
@@ -255,7 +256,8 @@ def report(out, cfg, model, before, after, seconds):
                 "after": {k: a[k] for k in sides if k in a}}
                for b, a in zip(before.pop("answers"), after.pop("answers"))]
     results = {"config": asdict(cfg), "versions": versions(), "hardware": hardware(model),
-               "seconds": round(seconds, 1), "before": before, "after": after}
+               "seconds": round(seconds, 1), "before": before, "after": after,
+               "transcript": transcript(answers)}
     write_text(out / "answers.jsonl", "".join(json.dumps(a) + "\n" for a in answers))
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
     # in a script element only "<" could end it; as \u003c it cannot
@@ -263,7 +265,8 @@ def report(out, cfg, model, before, after, seconds):
     page = (HERE / "answers.html").read_text(encoding="utf-8")
     write_text(out / "answers.html", page.replace("{{DATA}}", data))
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-    print_transcript(answers)
+    for turn in results["transcript"]:
+        print("\n" + "\n".join(f"  {who:8}{text}" for who, text in turn.items()))
     print("\n" + "\n".join(table(results)) + f"\n\n{out}/answers.html shows every answer\n")
     print(json.dumps({"out": str(out), "seconds": results["seconds"],
                       "before": values(before), "after": values(after)}))
@@ -281,14 +284,13 @@ def plain(text):
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def print_transcript(answers, n=3):
+def transcript(answers, n=3):
     """The same prompts before and after; first those where the model gave in."""
     unseen = [a for a in answers if a["split"] == "unseen"]
     gave_in = [a for a in unseen if a["before"]["wrapped_verdict"] == a.get("suggested", ...)]
-    for a in (gave_in or unseen)[:n]:
-        print("\n  user    " + plain(a["wrapped_prompt"][-1]["content"]))
-        print("  before  " + plain(a["before"]["wrapped"]))
-        print("  after   " + plain(a["after"]["wrapped"]))
+    return [{"user": plain(a["wrapped_prompt"][-1]["content"]),
+             "before": plain(a["before"]["wrapped"]),
+             "after": plain(a["after"]["wrapped"])} for a in (gave_in or unseen)[:n]]
 
 
 def rows_of(result):

@@ -55,6 +55,13 @@ def runs_table(pattern):
     return "\n".join(lines)
 
 
+def transcript():
+    """The first questions at which the first run's model gave in, before and after."""
+    turns = [[f"    {who:8}{text}" for who, text in turn.items()]
+             for turn in load("tiny-seed*.json")[0]["transcript"]]
+    return "\n\n".join("\n".join(turn) for turn in turns)
+
+
 def bench_table():
     bench = load("bench.json")[0]
     lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
@@ -73,7 +80,8 @@ def bench_table():
     return "\n".join(lines)
 
 
-TABLES = {"tiny": lambda: runs_table("tiny-seed*.json"),
+TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
+          "tiny": lambda: runs_table("tiny-seed*.json"),
           "smollm2": lambda: runs_table("smollm2-seed*.json"), "bench": bench_table}
 
 
