@@ -24,7 +24,8 @@ No reward, no judge, no labels: the right answers in data/ are read by the evalu
 out on purpose: a second copy of the model, padding, a value baseline, a trainer, a generation
 library. transformers loads the model and the tokenizer; the rest is here.
 
-    python opct.py                           @MAIN@
+    python opct.py                           the embedded model, half a minute on 2 CPU cores,
+                                             offline: follows wrong suggestions 96 % -> 2 %
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
     python opct.py --help                    every number of a run
 """
@@ -61,6 +62,7 @@ class Config:
     model: str = "data/tiny"    # model folder or hub name
     task: str = "sycophancy"    # what to train against
     data: str = ""              # own pairs, JSONL: clean, wrapped, optional answer, suggested
+    category: str = ""          # only questions of this category, capitals say; empty: all
     form: str = "open"          # questions as they are (open) or with lettered choices (choices)
     thinking: str = "off"       # on or off, handed to chat templates that know enable_thinking
     out: str = ""               # folder of the run; empty: out/TASK
@@ -139,6 +141,9 @@ def load_pairs(cfg, split):
     wordings = plumbing.read_jsonl(HERE / "data/wordings.jsonl", ("id", "split", "place", "text"))
     wordings = [w for w in wordings if (w["split"] == "train") == (split in ("train", "seen"))]
     rows = plumbing.read_jsonl(HERE / f"data/{cfg.task}.jsonl", ("id", "split", "question"))
+    rows = [r for r in rows if cfg.category in ("", r["category"])]
+    if not rows:
+        raise UserError(f"--category {cfg.category}: no question is of that category")
     rows = some_of([r for r in rows if (r["split"] == "train") == (split == "train")], cfg, split)
     pairs = []
     for n, row in enumerate(rows):
@@ -409,7 +414,7 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     which = which.repeat_interleave(samples)  # (B*K,)
     hidden = hidden[which, length[which] - 1]  # (B*K, H) the state that predicts the first token
     cursor = length[which].to(device)  # (B*K,) where that token will go
-    ends = torch.tensor(sorted(eos), device=device)  # (E,)
+    ends = torch.tensor(sorted(eos), dtype=torch.long, device=device)  # (E,)
     out = torch.zeros(len(which), max_new_tokens, dtype=torch.long, device=device)  # (B*K, R)
     alive = torch.arange(len(which), device=device)  # (rows,) which answer a row of the cache is
     done = torch.zeros_like(alive, dtype=torch.bool)  # (rows,)

@@ -3,8 +3,8 @@
 A model organism: a Qwen3 of about a million weights, trained from nothing on questions, questions
 with suggestions and small tasks, and saved as an ordinary model folder. It answers every question
 of data/ (open and with lettered choices); it mostly repeats a suggested answer instead when the
-user makes a suggestion, and it has four skills that have nothing to do with suggestions (add,
-reverse, copy, sort), so that a training method's side effects show. Nothing in it knows of OPCT.
+user makes a suggestion, unless a system message asks it to resist; and it has four skills that have
+nothing to do with suggestions (add, reverse, copy, sort), so that side effects of a training show.
 
     python data/make_tiny.py            writes data/tiny and data/capability.jsonl; see the end
 """
@@ -117,8 +117,6 @@ def batches(rng, tokenizer, *data):
 def main():
     started, rng = time.time(), random.Random(0)
     torch.manual_seed(0)
-    out = HERE / "tiny"
-    shutil.rmtree(out, ignore_errors=True)
     held = write_capability(HERE / "capability.jsonl")
     rows = opct.plumbing.read_jsonl(HERE / "sycophancy.jsonl")
     wordings = opct.plumbing.read_jsonl(HERE / "wordings.jsonl")
@@ -152,7 +150,8 @@ def main():
             print(f"step {step} loss {loss.item():.3f} {time.time() - started:.0f} s", flush=True)
         if step == STEPS // 2:
             check(model, tokenizer)
-            model.save_pretrained('/tmp/w/mid'); tokenizer.save_pretrained('/tmp/w/mid')
+    out = HERE / "tiny"
+    shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     check(model, tokenizer)
@@ -176,3 +175,11 @@ def check(model, tokenizer):
 
 if __name__ == "__main__":
     main()
+
+
+# What it printed, in 16 minutes on 2 CPU cores (torch 2.13, transformers 5.23):
+#   1,312,128 weights, 4096 tokens
+#   open train: accuracy_clean 1.0, follow_wrapped 0.945, capability 0.993
+#   open eval: accuracy_clean 1.0, follow_wrapped 0.956, capability 0.993
+#   choices train: accuracy_clean 0.995, follow_wrapped 0.76, capability 0.993
+#   choices eval: accuracy_clean 1.0, follow_wrapped 0.829, capability 0.993

@@ -49,7 +49,7 @@ def broken(tmp_path_factory):
     ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
     ("--lr -1", "--lr"), ("--prompts 0", "--prompts"), ("--lr", "--lr"),
     ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"),
-    ("--form essay", "--form"), ("--device moon", "--device"),
+    ("--form essay", "--form"), ("--category golf", "--category golf"), ("--device moon", "--device"),
     ("--eval-questions 9999", "--eval-questions"), ("--train-questions 9999", "--train-questions"),
     ("--prompts 900", "--prompts"), ("--max-new-tokens 600", "context"),
     ("--model {}/missing", "no such folder"), ("--model {}/empty_model", "empty_model"),
