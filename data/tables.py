@@ -35,8 +35,8 @@ def runs_table(pattern):
     """Before and after over the seeds: mean, range over seeds, and an interval that holds the 95 %
     interval of every seed."""
     runs = load(pattern)
-    lines = ["| unseen questions, unseen wordings | before | after | range over seeds | 95 % interval | n |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| unseen questions, unseen wordings | before | after | range over seeds "
+             "| 95 % interval | n |", "| --- | --- | --- | --- | --- | --- |"]
     for split, name, label in SHOWN:
         before = metric(runs[0]["before"], split, name)
         after = [metric(r["after"], split, name) for r in runs]
@@ -50,8 +50,8 @@ def runs_table(pattern):
     lines.append(
         f"\n{len(runs)} seeds, {config['steps']} steps of {config['prompts']} prompts × "
         f"{config['samples']} answers, lr {config['lr']:g}, LoRA rank {config['lora_rank']}; "
-        f"{min(minutes):.1f} to {max(minutes):.1f} minutes, both evaluations included, on "
-        f"{hardware['threads']} cores of an {hardware['cpu']}, {hardware['dtype']}.")
+        f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run, evaluations included, on "
+        f"{hardware['threads']} threads of an {hardware['cpu']}, {hardware['dtype']}.")
     return "\n".join(lines)
 
 
@@ -67,21 +67,23 @@ def bench_table():
     lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for r in bench["rows"]:
-        lines.append(f"| {r['part']} against {r['rival']} | {r['dtype']} | {r['ours_s']:.2f} s | "
-                     f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | {r['ours_gb']:.1f} GB | "
-                     f"{r['rival_gb']:.1f} GB |")
+        name = f"{r['part']} against {r['rival']}"
+        lines.append(f"| {name} | {r['dtype']} | {r['ours_s']:.2f} s | "
+                     f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | "
+                     f"{r['ours_gb']:.1f} GB | {r['rival_gb']:.1f} GB |")
     w, v, h = bench["workload"], bench["versions"], bench["hardware"]
     trl = f", TRL {v['trl']}" if "trl" in v else ""
     lines.append(
         f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
-        f"answers each of {w['new_tokens']} tokens; medians of {bench['rows'][0]['runs']} runs after "
-        f"warm-up, the two sides in turn; {h['threads']} cores of an {h['cpu']}, torch {v['torch']}, "
+        f"answers each of {w['new_tokens']} tokens; medians of {bench['rows'][0]['runs']} runs "
+        f"after one that warms up; {h['threads']} threads of an {h['cpu']}, torch {v['torch']}, "
         f"transformers {v['transformers']}{trl}.")
     return "\n".join(lines)
 
 
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "tiny": lambda: runs_table("tiny-seed*.json"),
+          "smollm2-capitals": lambda: runs_table("smollm2-capitals-seed*.json"),
           "smollm2": lambda: runs_table("smollm2-seed*.json"), "bench": bench_table}
 
 

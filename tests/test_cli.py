@@ -34,7 +34,8 @@ def broken(tmp_path_factory):
              "odd_prompt": '{"clean": 7, "wrapped": "b"}\n', "a_list": '[1]\n',
              "one": '{"clean": "a", "wrapped": "b"}\n',
              "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}',
-             "long": '{"clean": "%s", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}' % ("a " * 900)}
+             "long": '{"clean": "%s", "wrapped": "b"}\n' % ("a " * 900) +
+                     '{"clean": "c", "wrapped": "d"}\n'}
     for name, text in files.items():
         (at / f"{name}.jsonl").write_text(text)
     (at / "latin.jsonl").write_bytes(b'{"clean": "\xe9", "wrapped": "b"}\n')
@@ -49,7 +50,8 @@ def broken(tmp_path_factory):
     ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
     ("--lr -1", "--lr"), ("--prompts 0", "--prompts"), ("--lr", "--lr"),
     ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"),
-    ("--form essay", "--form"), ("--category golf", "--category golf"), ("--device moon", "--device"),
+    ("--form essay", "--form"),
+    ("--category golf", "--category golf"), ("--device moon", "--device"),
     ("--eval-questions 9999", "--eval-questions"), ("--train-questions 9999", "--train-questions"),
     ("--prompts 900", "--prompts"), ("--max-new-tokens 600", "context"),
     ("--model {}/missing", "no such folder"), ("--model {}/empty_model", "empty_model"),
