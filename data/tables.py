@@ -63,20 +63,22 @@ def transcript():
 
 
 def bench_table():
-    bench = load("bench.json")[0]
+    bench, rows = load("bench.json")[0], [r for b in load("bench*.json") for r in b["rows"]]
+    rows.sort(key=lambda r: (r["part"], r["dtype"]))
     lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
-    for r in bench["rows"]:
+    for r in rows:
         name = f"{r['part']} against {r['rival']}"
         lines.append(f"| {name} | {r['dtype']} | {r['ours_s']:.2f} s | "
                      f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | "
                      f"{r['ours_gb']:.1f} GB | {r['rival_gb']:.1f} GB |")
     w, v, h = bench["workload"], bench["versions"], bench["hardware"]
+    runs = [r["runs"] for r in rows]
     trl = f", TRL {v['trl']}" if "trl" in v else ""
     lines.append(
         f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
-        f"answers each of {w['new_tokens']} tokens; medians of {bench['rows'][0]['runs']} runs "
-        f"after one that warms up; {h['threads']} threads of an {h['cpu']}, torch {v['torch']}, "
+        f"answers each of {w['new_tokens']} tokens; medians of {min(runs)} to {max(runs)} "
+        f"runs after one that warms up; {h['threads']} threads of an {h['cpu']}, torch {v['torch']}, "
         f"transformers {v['transformers']}{trl}.")
     return "\n".join(lines)
 

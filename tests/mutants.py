@@ -102,7 +102,8 @@ def plant(name, right, wrong, test):
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"],
                               cwd=copy, capture_output=True, text=True)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return failed[0].split()[1].removeprefix("tests/") if failed else None
+        names = [line.split(maxsplit=1)[1].split(" - ")[0] for line in failed]
+        return names[0].removeprefix("tests/") if names else None
 
 
 def main():
