@@ -25,7 +25,7 @@ out on purpose: a second copy of the model, padding, a value baseline, a trainer
 library. transformers loads the model and the tokenizer; the rest is here.
 
     python opct.py                           the embedded model, half a minute on 2 CPU cores,
-                                             offline: follows wrong suggestions 96 % -> 2 %
+                                             offline: follows wrong suggestions 97 % -> 2 %
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
     python opct.py --help                    every number of a run
 """
@@ -388,7 +388,7 @@ def pick(logits, temperature, generator):
     if temperature == 0:
         return logits.argmax(-1)
     cdf = F.softmax(logits.float() / temperature, -1).cumsum(-1)  # (rows, V)
-    # one random number a row; torch.multinomial draws V of them, a quarter of a decode step on a CPU
+    # one random number a row; torch.multinomial draws V, a quarter of a decode step on a CPU
     u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]  # (rows, 1)
     return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)  # (rows,)
 

@@ -173,7 +173,8 @@ def save(out, cfg, model, optimizer, generator, step):
     write_tensors(out / "checkpoint/state.safetensors", tensors, {"step": str(step)})
     if not cfg.lora_rank:
         model.save_pretrained(out / "model")
-        transformers.AutoTokenizer.from_pretrained(model.name_or_path).save_pretrained(out / "model")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model.name_or_path)
+        tokenizer.save_pretrained(out / "model")
         return
     write_tensors(out / "adapter_model.safetensors", {
         f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in trained(model).items()})

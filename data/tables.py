@@ -63,7 +63,8 @@ def transcript():
 
 
 def bench_table():
-    bench, rows = load("bench.json")[0], [r for b in load("bench*.json") for r in b["rows"]]
+    bench = load("bench.json")[0]
+    rows = [r for b in load("bench*.json") for r in b["rows"]]
     rows.sort(key=lambda r: (r["part"], r["dtype"]))
     lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
@@ -78,8 +79,8 @@ def bench_table():
     lines.append(
         f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
         f"answers each of {w['new_tokens']} tokens; medians of {min(runs)} to {max(runs)} "
-        f"runs after one that warms up; {h['threads']} threads of an {h['cpu']}, torch {v['torch']}, "
-        f"transformers {v['transformers']}{trl}.")
+        f"runs after one that warms up; {h['threads']} threads of an {h['cpu']}, "
+        f"torch {v['torch']}, transformers {v['transformers']}{trl}.")
     return "\n".join(lines)
 
 

@@ -34,7 +34,8 @@ def test_result_files_name_no_place_and_hold_what_they_should():
 
 
 def test_every_command_of_the_readme_is_understood():
-    commands = [line.strip().split("#")[0] for line in LINES if line.startswith("    python opct.py")]
+    lines = [line.strip() for line in LINES if line.startswith("    python opct.py")]
+    commands = [line.split("#")[0] for line in lines]
     assert len(commands) >= 6
     for command in commands:
         cfg = opct.parse_config(shlex.split(command)[2:])
