@@ -309,6 +309,7 @@ def layer_kinds(config):
 
 
 def check_layers(config, name):
+    """Refuse, by name, layers that keep a state instead of looking back through a mask."""
     odd = layer_kinds(config) - {"full_attention", "sliding_attention"}
     if odd or config.is_encoder_decoder or not hasattr(config, "num_attention_heads"):
         kinds = ", ".join(sorted(odd)) or "recurrent or encoder"
@@ -438,6 +439,7 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
 
 
 def up_to_end(answer, eos):
+    """The answer with its first end token, and nothing behind it."""
     return answer[:next((i + 1 for i, token in enumerate(answer) if token in eos), None)]
 
 
