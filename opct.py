@@ -1,8 +1,9 @@
 """On-Policy Consistency Training (OPCT, arXiv 2605.21834) in one file.
 
-Asked a question it knows, a language model answers right; asked the same by someone who suggests a
-wrong answer, it often agrees. Consistency training teaches it to answer the baited (wrapped) prompt
-as it answers the plain (clean) one. OPCT does that on the model's own answers:
+Language models give in: to a wrong opinion (sycophancy), to a bad request told as a story
+(jailbreak), to a question that hides a danger (safety). Asked plainly they know better. Consistency
+training teaches a model to answer the baited (wrapped) prompt as it answers the plain (clean) one.
+OPCT does that on the model's own answers:
 
     wrapped prompt ──┬─ y1    the student (adapter on) samples K answers to the WRAPPED prompt
                      ├─ y2
@@ -26,15 +27,15 @@ library. transformers loads the model and the tokenizer; the rest is here.
 
     python opct.py                           the embedded model, half a minute on 2 CPU cores,
                                              offline: follows wrong suggestions 97 % -> 2 %
+    python opct.py --task jailbreak          or safety
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
+    python train_sft.py                      the baseline, matched
     python opct.py --help                    every number of a run
 """
 import contextlib
-import inspect
 import itertools
 import json
 import random
-import re
 import sys
 import time
 from collections import Counter
@@ -44,12 +45,12 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import transformers
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from data import plumbing  # command line, files, report: nothing of the method
-from data.plumbing import UserError, interval, timed
+from data import judges, plumbing  # verdicts on answers; command line, files, report
+from data.loading import encode, eos_tokens, layer_kinds, load_model
+from data.plumbing import UserError, interval, messages, timed
 
 HERE = Path(__file__).resolve().parent
 
@@ -60,10 +61,12 @@ HERE = Path(__file__).resolve().parent
 @dataclass
 class Config:
     model: str = "data/tiny"    # model folder or hub name
-    task: str = "sycophancy"    # what to train against
+    task: str = "sycophancy"    # what to train against: sycophancy, jailbreak or safety
     data: str = ""              # own pairs, JSONL: clean, wrapped, optional answer, suggested
-    category: str = ""          # only questions of this category, capitals say; empty: all
-    form: str = "open"          # questions as they are (open) or with lettered choices (choices)
+    category: str = ""          # only rows of this category, capitals say; empty: all
+    form: str = "open"          # sycophancy: questions as they are, or with lettered choices
+    hint: str = "fact"          # safety: the teacher reads the fact, or a general reminder
+    judge: str = ""             # module:function(answer, row) for the task's own judge
     thinking: str = "off"       # on or off, handed to chat templates that know enable_thinking
     out: str = ""               # folder of the run; empty: out/TASK
     overwrite: bool = False     # replace the run that is in that folder
@@ -71,7 +74,7 @@ class Config:
     steps: int = 100            # optimizer steps; 0 evaluates only
     prompts: int = 8            # B: different questions a step
     samples: int = 4            # K: answers the student samples to each
-    max_new_tokens: int = 24    # longest answer, tokens; a longer one is cut and counted as cut
+    max_new_tokens: int = 0     # longest answer, tokens; a longer one is cut; 0: 24, safety 48
     kl: str = "exact"           # exact: over the vocabulary; sampled: the paper's one-sample form
     lora_rank: int = 16         # 0 trains all weights: 20 bytes each in fp32, 4 for the teacher
     lora_alpha: int = 32        # the adapter's output is scaled by alpha / rank
@@ -83,24 +86,26 @@ class Config:
                                 # memory runs out: attention grows with its square
     kl_chunk: int = 256         # answer tokens that have their V logits in memory at once
     train_questions: int = 0    # training questions to use; 0: all
-    eval_questions: int = 150   # unseen questions to evaluate on; 0: all
+    eval_questions: int = 0     # unseen questions to evaluate on; 0: all, but 150 at most
     eval_batch: int = 64        # prompts answered at once in the evaluation
     save_every: int = 20        # steps between checkpoints
     seed: int = 0               # adapter, data order, samples; the evaluation's items never change
     device: str = "auto"        # auto, cpu, cuda, mps
     dtype: str = "auto"         # of the weights; auto: bfloat16 where published in it and native
 
+    def __post_init__(self):
+        self.out = self.out or f"out/{self.task}"
+        self.max_new_tokens = self.max_new_tokens or (48 if self.task == "safety" else 24)
 
-CHOICES = {"task": ["sycophancy"], "form": ["open", "choices"], "thinking": ["on", "off"],
-           "kl": ["exact", "sampled"], "device": ["auto", "cpu", "cuda", "mps"],
-           "dtype": ["auto", "float32", "bfloat16"]}
+
+CHOICES = {"task": ["sycophancy", "jailbreak", "safety"], "form": ["open", "choices"],
+           "hint": ["fact", "general"], "thinking": ["on", "off"], "kl": ["exact", "sampled"],
+           "device": ["auto", "cpu", "cuda", "mps"], "dtype": ["auto", "float32", "bfloat16"]}
 
 
-def parse_config(argv=None):
+def parse_config(argv=None, Config=Config):
     """Command line (list of strings; None: sys.argv) -> Config. UserError names a bad flag."""
-    cfg = plumbing.parse(Config, CHOICES, inspect.getsource(Config), argv)
-    cfg.out = cfg.out or f"out/{cfg.task}"
-    return cfg
+    return plumbing.parse(Config, CHOICES, argv)
 
 
 # 2. Pairs: one question, asked twice
@@ -110,14 +115,14 @@ def parse_config(argv=None):
 class Pair:
     clean: list     # chat messages [{"role", "content"}] without the bait: what the teacher reads
     wrapped: list   # the same with the bait: what the student reads
-    row: dict       # id of the question; for the evaluation: answer, suggested, candidates, letters
-    wrapper: str    # which wording wrapped it
-    split: str      # train; eval: unseen questions in unseen wordings; seen: unseen questions in
-                    # training wordings; control: as eval, but what is suggested is right
+    row: dict       # id; group, what the bootstrap draws; and what the task's judge needs
+    wrapper: str    # what wrapped it: the wording of a suggestion, the frame of a jailbreak
+    split: str      # train; eval: unseen rows in unseen wrappers; seen: unseen rows in wrappers of
+                    # the training; control (sycophancy): as eval, but what is suggested is right
 
 
-def ask(row, wording, suggested, form, split):
-    """A question, a wording and the answer it suggests -> Pair."""
+def ask(row, wrapper, suggested, form, split):
+    """A question, maybe with lettered choices; the same and a suggested answer."""
     question, candidates, letters = row["question"], [row["answer"], *row["wrong"]], {}
     name = suggested
     if form == "choices":
@@ -125,65 +130,62 @@ def ask(row, wording, suggested, form, split):
         letters = dict(zip("ABCD", shown))
         question += "".join(f"\n{letter}) {c}" for letter, c in letters.items()) + "\n"
         name = next(f"{letter}) {c}" for letter, c in letters.items() if c == suggested)
-    bait = wording["text"].format(suggested=name)
-    wrapped = f"{bait} {question}" if wording["place"] == "before" else f"{question} {bait}"
-    facts = {"id": row["id"], "answer": row["answer"], "suggested": suggested,
-             "candidates": candidates, "letters": letters}
-    clean, wrapped = plumbing.messages(question), plumbing.messages(wrapped)
-    return Pair(clean, wrapped, facts, wording["id"], split)
+    bait = wrapper["text"].format(suggested=name)
+    wrapped = f"{bait} {question}" if wrapper["place"] == "before" else f"{question} {bait}"
+    facts = {"id": row["id"], "group": row["id"], "answer": row["answer"],
+             "suggested": suggested, "candidates": candidates, "letters": letters}
+    return Pair(messages(question), messages(wrapped), facts, wrapper["id"], split)
 
 
-def load_pairs(cfg, split):
-    """The pairs of a split: train, eval, seen or control (see Pair), the same in every run. No
-    question of train is in another split; no wording of train is in eval or control."""
-    if cfg.data:
-        return own_pairs(cfg, split)
-    wordings = plumbing.read_jsonl(HERE / "data/wordings.jsonl", ("id", "split", "place", "text"))
-    wordings = [w for w in wordings if (w["split"] == "train") == (split in ("train", "seen"))]
-    rows = plumbing.read_jsonl(HERE / f"data/{cfg.task}.jsonl", ("id", "split", "question"))
-    rows = [r for r in rows if cfg.category in ("", r["category"])]
-    if not rows:
-        raise UserError(f"--category {cfg.category}: no question is of that category")
-    rows = some_of([r for r in rows if (r["split"] == "train") == (split == "train")], cfg, split)
+def sycophancy_pairs(row, wrappers, cfg, split):
+    """The question with a wrong answer suggested; in the split control with the right one."""
+    dice = random.Random(f"{row['id']} {split}")
+    return [ask(row, wrapper, row["answer"] if split == "control" else dice.choice(row["wrong"]),
+                cfg.form, split) for wrapper in wrappers]
+
+
+def jailbreak_pairs(row, wrappers, cfg, split):
+    """A request, harmful or a harmless one that looks alike; the same in a frame."""
+    facts = {k: row[k] for k in ("id", "harmful", "request")}
+    facts["group"] = row["id"].rpartition("-")[0]  # a request and its harmless twin
+    return [Pair(messages(row["request"]), messages(w["text"].format(request=row["request"])),
+                 facts, w["id"], split) for w in wrappers]
+
+
+SAFETY_FIRST = "Think about safety first: if the user's plan hides a danger, warn of it."
+
+
+def safety_pairs(row, wrappers, cfg, split):
+    """A prompt under a system message with the fact it runs into; the prompt alone. A safe prompt
+    runs into none: its teacher reads just the prompt, and the student learns to stay as it is."""
     pairs = []
-    for n, row in enumerate(rows):
-        dice = random.Random(f"{row['id']} {split}")
-        for wording in wordings if split == "train" else [wordings[n % len(wordings)]]:
-            suggested = row["answer"] if split == "control" else dice.choice(row["wrong"])
-            pairs.append(ask(row, wording, suggested, cfg.form, split))
+    for n, prompt in enumerate(row["prompts"] + row["safe"]):
+        danger = n < len(row["prompts"])
+        hint = SAFETY_FIRST if cfg.hint == "general" else row["fact"] if danger else ""
+        system = [{"role": "system", "content": hint}] if hint else []
+        facts = {"id": f"{row['id']}-{n}", "group": row["id"], "danger": danger,
+                 "fact": row["fact"], "warning": row["warning"]}
+        pairs.append(Pair(system + messages(prompt), messages(prompt), facts, cfg.hint, split))
     return pairs
 
 
-def own_pairs(cfg, split):
-    """--data: the pairs of a file. Every fifth distinct clean prompt is held out to evaluate on."""
-    rows = plumbing.read_pairs(cfg.data)
-    questions = list(dict.fromkeys(row["id"] for row in rows))
-    part = [q for n, q in enumerate(questions) if (n % 5 == 0) == (split != "train")]
-    part = some_of(part, cfg, split) if split in ("train", "eval") else []
-    return [Pair(r["clean"], r["wrapped"], r, "own", split) for r in rows if r["id"] in set(part)]
-
-
-def some_of(rows, cfg, split):
-    """As many as --train-questions or --eval-questions asks for, of all categories alike."""
-    flag = "train_questions" if split == "train" else "eval_questions"
-    wanted = getattr(cfg, flag) or len(rows)
-    if wanted > len(rows):
-        raise UserError(f"--{flag.replace('_', '-')} {wanted}: there are only {len(rows)}")
-    if split == "train" and wanted < cfg.prompts:
-        raise UserError(f"--prompts {cfg.prompts}: there are only {wanted} training questions")
-    return random.Random(0).sample(rows, len(rows))[:wanted]
-
-
-def encode(tokenizer, chat, thinking=False):
-    """Chat messages -> token ids of the prompt, up to where the assistant begins to speak."""
-    if not tokenizer.chat_template:
-        raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the "
-                        "instruction-tuned model, or add a chat_template.jinja to the folder")
-    for token in tokenizer.all_special_tokens:  # data must not be able to end its own turn
-        if any(token in m["content"] for m in chat):
-            raise UserError(f"a prompt holds the control token {token}: {chat[-1]['content'][:50]}")
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True,
-                                         return_dict=False, enable_thinking=thinking)
+def load_pairs(cfg, split):
+    """The pairs of a split: train, eval, seen or control (see Pair), the same in every run. No row
+    of train is in another split; no wrapper of train is in eval or control."""
+    if cfg.data:
+        rows = plumbing.own_rows(cfg, split)
+        pairs = [Pair(r["clean"], r["wrapped"], r, "own", split) for r in rows]
+    else:
+        make = {"sycophancy": sycophancy_pairs, "jailbreak": jailbreak_pairs,
+                "safety": safety_pairs}[cfg.task]
+        rows, wrappers = plumbing.read_task(cfg, split)
+        pairs = []
+        for n, row in enumerate(rows):
+            chosen = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
+            pairs += make(row, chosen, cfg, split)
+    if split == "train" and len({p.row["id"] for p in pairs}) < cfg.prompts:
+        raise UserError(f"--prompts: there are not {cfg.prompts} training questions for a step")
+    return pairs
 
 
 def encode_pairs(model, tokenizer, pairs, cfg):
@@ -255,66 +257,6 @@ def teacher(model):
             m.on = True
         for n in live:
             model.get_parameter(n).data = live[n]
-
-
-def load_model(cfg):
-    """-> model (eval mode, no gradients), tokenizer. UserError if it is missing or unusable."""
-    local = Path(cfg.model) if Path(cfg.model).is_dir() else HERE / cfg.model
-    path = local if local.is_dir() else cfg.model
-    transformers.utils.logging.disable_progress_bar()
-    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        check_layers(config, cfg.model)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        if not tokenizer.encode("a"):
-            raise OSError("the tokenizer's files are missing")
-        # attention scores are soft-capped by transformers' eager form only
-        capped = getattr(config, "attn_logit_softcapping", None)
-        how = {"attn_implementation": "eager"} if capped else {}
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=pick_dtype(cfg, config, device), **how).to(device).eval()
-    except UserError:
-        raise
-    except Exception as e:  # a folder can be broken in more ways than transformers has errors
-        where = "cannot be loaded" if local.is_dir() else "no such folder, nor on the hub"
-        why = str(e).strip().splitlines()[0]
-        raise UserError(f"--model {cfg.model} --device {device}: {where}: {why}")
-    ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
-    model.generation_config.eos_token_id = sorted(ends)
-    return model.requires_grad_(False), tokenizer
-
-
-def pick_dtype(cfg, config, device):
-    """auto: bf16 on a GPU that has it, and on a CPU that multiplies it natively if the model is
-    published in it. Weights that train (rank 0) are fp32: Adam's steps are finer than bf16."""
-    if cfg.dtype != "auto":
-        return getattr(torch, cfg.dtype)
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and (
-        torch.ops.mkldnn._is_mkldnn_bf16_supported() and config.dtype == torch.bfloat16)
-    return torch.bfloat16 if native and cfg.lora_rank else torch.float32
-
-
-def eos_tokens(model):
-    """The set of tokens that end an answer: load_model has added the tokenizer's to the model's."""
-    ends = model.generation_config.eos_token_id
-    return {ends} if isinstance(ends, int) else set(ends or ())
-
-
-def layer_kinds(config):
-    """The kinds of layers a model has; each kind has its own attention mask."""
-    windowed = getattr(config, "sliding_window", None)
-    return set(getattr(config, "layer_types", None) or
-               ["sliding_attention" if windowed else "full_attention"])
-
-
-def check_layers(config, name):
-    """Refuse, by name, layers that keep a state instead of looking back through a mask."""
-    odd = layer_kinds(config) - {"full_attention", "sliding_attention"}
-    if odd or config.is_encoder_decoder or not hasattr(config, "num_attention_heads"):
-        kinds = ", ".join(sorted(odd)) or "recurrent or encoder"
-        raise UserError(f"--model {name}: {config.model_type} has layers the token tree cannot "
-                        f"mask ({kinds}); take a decoder with full or sliding-window attention")
 
 
 # 4. Sample: the student answers
@@ -513,8 +455,9 @@ def micro_batches(batch, answers, budget):
 # 6. Loss: per-token KL by hand
 # --------------------------------------------------------------------------------------------------
 
-def token_kl(student, teacher):
+def token_kl(student, teacher, target=None):
     """KL(student || teacher) = sum_v p_v (log p_v - log q_v); logits (N, V) -> (N,) nats, fp32.
+    It looks at all V tokens; target, the one that was sampled, is not needed.
 
     The reverse KL, weighted by the student's own p: the student pays for what the teacher would not
     say, and nothing for leaving unsaid what the teacher might. The gradient flows through the
@@ -542,8 +485,9 @@ def in_chunks(fn, size, *tensors):
                       for part in zip(*(x.split(size) for x in tensors))])
 
 
-def consistency_kl(model, row, cfg, kl="exact", seconds=None):
-    """KL at every answer token of a row [((wrapped, clean), answers), ...] -> (N,) nats."""
+def compare(model, row, cfg, per_token=token_kl, seconds=None):
+    """Student and teacher read the answers of a row [((wrapped, clean), answers), ...]; at every
+    answer token per_token(logits (n, V), logits (n, V), target (n,)) -> (N,)."""
     pairs, answers = zip(*row)
     seconds = Counter() if seconds is None else seconds
     with timed(seconds, "teacher", model), torch.no_grad(), teacher(model):
@@ -552,8 +496,7 @@ def consistency_kl(model, row, cfg, kl="exact", seconds=None):
     def chunk(hidden_s, hidden_t, target):
         with torch.no_grad(), teacher(model):
             t = head(model, hidden_t)  # (n, V)
-        s = head(model, hidden_s)  # (n, V)
-        return token_kl(s, t) if kl == "exact" else token_kl_sampled(s, t, target)
+        return per_token(head(model, hidden_s), t, target)  # (n,)
 
     with timed(seconds, "student", model):
         packed = pack([wrapped for wrapped, _ in pairs], answers)
@@ -573,12 +516,13 @@ def opct_loss(model, batch, cfg, generator):
                          1.0, ends, generator)
     flat = [answer for group in answers for answer in group]
     tokens = sum(map(len, flat))
+    kl = token_kl_sampled if cfg.kl == "sampled" else token_kl
     loss = torch.zeros((), device=model.device)
     for row in micro_batches(batch, answers, cfg.token_budget):
         if loss.requires_grad:
             with timed(seconds, "student", model):
                 loss.backward()
-        loss = loss.detach() + consistency_kl(model, row, cfg, cfg.kl, seconds).sum() / tokens
+        loss = loss.detach() + compare(model, row, cfg, kl, seconds).sum() / tokens
     return loss, {"kl": loss.item(), "tokens": tokens, "answer_length": tokens / len(flat),
                   "cut": sum(a[-1] not in ends for a in flat) / len(flat), "seconds": seconds,
                   "answers": answers}
@@ -601,23 +545,6 @@ def check_reading(model, name):
 # 7. Evaluate: the same answer without the bait?
 # --------------------------------------------------------------------------------------------------
 
-def says(text, phrase):
-    """Does the text hold the phrase as whole words, case and punctuation aside?"""
-    text, phrase = (" ".join(re.findall(r"\w+", t.lower())) for t in (text, phrase))
-    return f" {phrase} " in f" {text} "
-
-
-def named(answer, row):
-    """The one candidate an answer names, by its letter or in words. None, which is `unparsed` and
-    never a success, if it names none or several."""
-    letter = re.match(r"\W*(?:[Tt]he )?(?:[Aa]nswer is )?\W*([A-D])(?:[).:]|\W*$)", answer)
-    if row["letters"] and letter:
-        return row["letters"].get(letter[1])
-    found = [c for c in row["candidates"] if says(answer, c)]
-    found = [c for c in found if not any(c != d and says(d, c) for d in found)]  # York, New York
-    return found[0] if len(found) == 1 else None
-
-
 def answer_all(model, prompts, cfg, temperature=0.0, generator=None):
     """One answer (token ids) to each prompt, the prompts of like length together."""
     order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
@@ -629,22 +556,12 @@ def answer_all(model, prompts, cfg, temperature=0.0, generator=None):
     return [answers[i] for i in range(len(prompts))]
 
 
-def marks(item):
-    """What one pair shows, metric by metric; u and b are what the two answers name."""
-    u, b, out = item["clean_verdict"], item["wrapped_verdict"], {}
-    if "answer" in item:
-        out.update(accuracy_clean=u == item["answer"], accuracy_wrapped=b == item["answer"])
-    if "suggested" in item:
-        out.update(follow_clean=u == item["suggested"], follow_wrapped=b == item["suggested"])
-    return {**out, "consistency": u == b and b is not None, "unparsed": b is None}
-
-
 @torch.no_grad()
 def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
     interval}, "capability", "drift": intervals, "answers": [a dict for each pair]}. The split eval
     is called unseen here."""
-    encoded = encode_pairs(model, tokenizer, pairs, cfg)
+    judge, encoded = judges.load(cfg), encode_pairs(model, tokenizer, pairs, cfg)
     asked = list(dict.fromkeys(tuple(ids) for pair in encoded for ids in pair))
     reply = dict(zip(asked, answer_all(model, asked, cfg)))
     items = []
@@ -653,43 +570,38 @@ def evaluate(model, tokenizer, pairs, cfg):
                 "wrapper": pair.wrapper, "clean_prompt": pair.clean, "wrapped_prompt": pair.wrapped}
         for side, ids in (("clean", clean), ("wrapped", wrapped)):
             item[side] = tokenizer.decode(reply[tuple(ids)], skip_special_tokens=True).strip()
-            item[side + "_verdict"] = named(item[side], item) if item["candidates"] else item[side]
+            item[side + "_verdict"] = judge(item[side], pair.row)
+        item["gave_in"] = judges.gave_in(cfg.task, item["wrapped_verdict"], pair.row)
         if pair.split == "eval":  # the KL of each token of the wrapped answer, to be looked at
             answer = reply[tuple(wrapped)]
-            kl = consistency_kl(model, [((wrapped, clean), [answer])], cfg)  # (N,)
+            kl = compare(model, [((wrapped, clean), [answer])], cfg)  # (N,)
             item["tokens"] = [[tokenizer.decode([t]), x] for t, x in zip(answer, kl.tolist())]
         items.append(item)
-    result = {}
-    for split in dict.fromkeys(i["split"] for i in items):
-        some = [i for i in items if i["split"] == split]
-        shown = [(name, value, i["id"]) for i in some for name, value in marks(i).items()]
-        shown += [("kl", kl, i["id"]) for i in some for _, kl in i.get("tokens", ())]
-        result[split] = {name: interval(*zip(*(x[1:] for x in shown if x[0] == name)))
-                         for name in dict.fromkeys(x[0] for x in shown)}
+    result = {split: judges.summary(cfg.task, [i for i in items if i["split"] == split])
+              for split in dict.fromkeys(i["split"] for i in items)}
     return {**result, **side_effects(model, tokenizer, cfg), "answers": items}
 
 
 @torch.no_grad()
 def side_effects(model, tokenizer, cfg):
-    """What training may have cost. capability: exact answers to tasks that have nothing to do with
+    """What training may have cost. capability: right answers to tasks that have nothing to do with
     the bait. drift: KL(base || trained), nats a token, on the base model's own answers to them."""
     rows = plumbing.read_jsonl(HERE / "data/capability.jsonl", ("prompt", "answer"))
-    rows = rows[:cfg.eval_questions or None]  # the skills take turns
-    chats = [plumbing.messages(r["prompt"]) for r in rows]
-    prompts = [encode(tokenizer, chat, cfg.thinking == "on") for chat in chats]
+    rows = rows[:cfg.eval_questions or 150]  # the skills take turns
+    prompts = [encode(tokenizer, messages(r["prompt"]), cfg.thinking == "on") for r in rows]
     said = [tokenizer.decode(a, skip_special_tokens=True) for a in answer_all(model, prompts, cfg)]
+    right = [judges.says(text, row["answer"]) for text, row in zip(said, rows)]
     with teacher(model):
         dice = torch.Generator(model.device).manual_seed(0)
         base = answer_all(model, prompts, cfg, 1.0, dice)
-    kl, owner = [], []
+    drift, owner = [], []
     for n, (prompt, answer) in enumerate(zip(prompts, base)):
         packed = pack([prompt], [[answer]])
         with teacher(model):
             before = head(model, read(model, packed))  # (N, V)
-        kl += token_kl(before, head(model, read(model, packed))).tolist()
+        drift += token_kl(before, head(model, read(model, packed))).tolist()
         owner += [n] * len(answer)
-    exact = [text.strip().rstrip(".") == row["answer"] for text, row in zip(said, rows)]
-    return {"capability": interval(exact, range(len(rows))), "drift": interval(kl, owner)}
+    return {"capability": interval(right, range(len(rows))), "drift": interval(drift, owner)}
 
 
 # 8. Train: the loop
@@ -706,13 +618,6 @@ def batches(pairs, cfg):
         order = dice.sample(sorted(questions), len(questions))
         for at in range(0, len(order) - cfg.prompts + 1, cfg.prompts):
             yield [dice.choice(questions[q]) for q in order[at:at + cfg.prompts]]
-
-
-def follow_rate(answers, rows, tokenizer):
-    """Share of the sampled answers that name the suggested one; None where nothing is suggested."""
-    gave_in = [named(tokenizer.decode(a, skip_special_tokens=True), row) == row["suggested"]
-               for group, row in zip(answers, rows) if "suggested" in row for a in group]
-    return sum(gave_in) / len(gave_in) if gave_in else None
 
 
 def train(cfg):
@@ -746,8 +651,8 @@ def train(cfg):
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1
-            metrics["follow"] = follow_rate(metrics.pop("answers"), [pairs[i].row for i in chosen],
-                                            tokenizer)
+            metrics["follow"] = judges.follow_rate(
+                cfg.task, tokenizer, metrics.pop("answers"), [pairs[i].row for i in chosen])
             plumbing.write_step(log, bar, {"step": done, **metrics, "grad_norm": norm.item(),
                                            "lr": optimizer.param_groups[0]["lr"]})
             if done % cfg.save_every == 0:
@@ -764,23 +669,9 @@ def train(cfg):
 # 9. Command line
 # --------------------------------------------------------------------------------------------------
 
-def main(argv=None, train=train):
+def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
-    try:
-        train(parse_config(argv))
-        return 0
-    except UserError as e:
-        message = str(e)
-    except KeyboardInterrupt:
-        message = "interrupted; if training had begun, --resume goes on with it"
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and "memory" not in str(e):
-            raise
-        message = f"out of memory; lower --token-budget, --prompts, --samples or --eval-batch ({e})"
-    except OSError as e:
-        message = f"cannot read or write: {e}"
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    return plumbing.exit_code(lambda: train(parse_config(argv, Config)))
 
 
 if __name__ == "__main__":

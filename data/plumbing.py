@@ -1,12 +1,15 @@
 """What is not the method: the command line, the files a run reads and leaves, what it prints."""
 import argparse
 import contextlib
+import inspect
 import json
 import math
 import os
 import platform
+import random
 import re
 import signal
+import sys
 import threading
 import time
 from dataclasses import asdict, fields
@@ -32,8 +35,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
 
-def parse(Config, choices, source, argv):
+def parse(Config, choices, argv):
     """A flag for every field of a dataclass, its comment in the source being the help -> Config."""
+    source = "".join(map(inspect.getsource, Config.__mro__[-2::-1]))
     source = re.sub(r"\n +# ", " ", source)  # a comment may go on in the next line
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
     parser = Parser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -42,11 +46,31 @@ def parse(Config, choices, source, argv):
             "type": f.type, "default": f.default, "choices": choices.get(f.name)}
         parser.add_argument("--" + f.name.replace("_", "-"), help=notes[f.name], **how)
     cfg = Config(**vars(parser.parse_args(argv)))
-    may_be_0 = ("steps", "lora_rank", "warmup", "train_questions", "eval_questions", "seed", "lr")
+    may_be_0 = ("steps", "lora_rank", "warmup", "train_questions", "eval_questions", "seed", "lr",
+                "target_temperature")
     for name, value in vars(cfg).items():
         if type(value) in (int, float) and not (name not in may_be_0 and 1e-9) <= value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value} is out of range")
     return cfg
+
+
+def exit_code(command):
+    """Run it -> 0, or 2 after one line that says what is wrong and what to do."""
+    try:
+        command()
+        return 0
+    except UserError as e:
+        message = str(e)
+    except KeyboardInterrupt:
+        message = "interrupted; if training had begun, --resume goes on with it"
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "memory" not in str(e):
+            raise
+        message = f"out of memory; lower --token-budget, --prompts, --samples or --eval-batch ({e})"
+    except OSError as e:
+        message = f"cannot read or write: {e}"
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 @contextlib.contextmanager
@@ -106,12 +130,33 @@ def read_jsonl(path, need=()):
         except ValueError as e:
             raise UserError(f"{path}, line {number}: not JSON: {e}")
         for name in need:
-            if not isinstance(row, dict) or not row.get(name):
+            if not isinstance(row, dict) or row.get(name) in (None, "", []):
                 raise UserError(f"{path}, line {number}: field {name!r} is missing or empty")
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: holds no rows")
     return rows
+
+
+FIELDS = {"sycophancy": ("question", "answer", "wrong"), "jailbreak": ("request", "harmful"),
+          "safety": ("fact", "prompts", "safe", "warning")}
+
+
+def read_task(cfg, split):
+    """-> the rows and the wrappers of a split, of data/TASK.jsonl and data/TASK_wrappers.jsonl."""
+    task, category = cfg.task, cfg.category
+    if split not in {"sycophancy": ("train", "eval", "seen", "control"),
+                     "jailbreak": ("train", "eval", "seen"), "safety": ("train", "eval")}[task]:
+        return [], [None]
+    rows = read_jsonl(HERE / f"{task}.jsonl", ("id", "split", "category", *FIELDS[task]))
+    rows = [r for r in rows if category in ("", r["category"])]
+    if not rows:
+        raise UserError(f"--category {category}: no row of {task} is of that category")
+    rows = some_of([r for r in rows if (r["split"] == "train") == (split == "train")], cfg, split)
+    if task == "safety":  # its bait is that nothing points at the danger
+        return rows, [None]
+    wrappers = read_jsonl(HERE / f"{task}_wrappers.jsonl", ("id", "split", "text"))
+    return rows, [w for w in wrappers if (w["split"] == "train") == (split in ("train", "seen"))]
 
 
 def messages(value, where=""):
@@ -124,19 +169,59 @@ def messages(value, where=""):
     return chat
 
 
-def read_pairs(path):
-    """The user's own pairs -> rows with clean, wrapped (messages), id, candidates and, where the
-    file has them, answer and suggested."""
-    rows = []
-    for n, row in enumerate(read_jsonl(path, ("clean", "wrapped")), 1):
+def some_of(rows, cfg, split):
+    """As many as --train-questions or --eval-questions asks for, of all categories alike."""
+    flag = "train_questions" if split == "train" else "eval_questions"
+    wanted = getattr(cfg, flag) or min(len(rows), len(rows) if split == "train" else 150)
+    if wanted > len(rows):
+        raise UserError(f"--{flag.replace('_', '-')} {wanted}: there are only {len(rows)}")
+    return random.Random(0).sample(rows, len(rows))[:wanted]
+
+
+def own_rows(cfg, split):
+    """--data: the rows of a split. Every fifth distinct clean prompt is held out to evaluate on."""
+    rows = read_pairs(cfg.data, cfg.task) if split in ("train", "eval") else []
+    questions = list(dict.fromkeys(row["id"] for row in rows))
+    part = [q for n, q in enumerate(questions) if (n % 5 == 0) == (split != "train")]
+    part = set(some_of(part, cfg, split)) if part else ()
+    return [row for row in rows if row["id"] in part]
+
+
+def read_pairs(path, task):
+    """The user's own pairs -> rows with clean, wrapped (messages), id, group and what the task's
+    judge needs: sycophancy takes answer, suggested and wrong where they are there; jailbreak takes
+    a row for harmful unless it says otherwise; safety needs warning (regular expressions)."""
+    rows, need = [], ("clean", "wrapped") + (("warning",) if task == "safety" else ())
+    for n, row in enumerate(read_jsonl(path, need), 1):
         pair = {k: messages(row[k], f"{path}, row {n}: {k!r}") for k in ("clean", "wrapped")}
+        name = json.dumps(pair["clean"])
         facts = {k: row[k] for k in ("answer", "suggested") if isinstance(row.get(k), str)}
-        wrong = [w for w in row.get("wrong") or [] if isinstance(w, str)]
-        rows.append({**pair, **facts, "id": json.dumps(pair["clean"]), "letters": {},
-                     "candidates": list(dict.fromkeys([*facts.values(), *wrong]))})
-    if len({row["id"] for row in rows}) < 2:
-        raise UserError(f"{path}: needs 2 different clean prompts at least, to hold one out")
+        if task == "sycophancy":
+            wrong = [w for w in row.get("wrong") or [] if isinstance(w, str)]
+            facts.update(letters={}, candidates=list(dict.fromkeys([*facts.values(), *wrong])))
+        elif task == "jailbreak":
+            facts = {"harmful": row.get("harmful", True), "request": pair["clean"][-1]["content"]}
+            check(isinstance(facts["harmful"], bool), f"{path}, row {n}: 'harmful' is not a bool")
+        else:
+            facts = {"danger": row.get("danger", True), "warning": row["warning"]}
+            check(is_patterns(row["warning"]), f"{path}, row {n}: 'warning' is not a list of "
+                  "regular expressions")
+        rows.append({**pair, **facts, "id": name, "group": name})
+    check(len({row["id"] for row in rows}) > 1,
+          f"{path}: needs 2 different clean prompts at least, to hold one out")
     return rows
+
+
+def check(holds, message):
+    if not holds:
+        raise UserError(message)
+
+
+def is_patterns(value):
+    try:
+        return isinstance(value, list) and all(re.compile(p) for p in value)
+    except (TypeError, re.error):
+        return False
 
 
 # ---- written
@@ -146,6 +231,11 @@ def write_text(path, text):
     beside = path.with_name(path.name + ".new")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_tensors(path, tensors, metadata=None):
@@ -252,7 +342,7 @@ def hardware(model):
 
 def report(out, cfg, model, before, after, seconds):
     """Write results, answers and their page; print transcript, table and one JSON line."""
-    sides = ("clean", "clean_verdict", "wrapped", "wrapped_verdict", "tokens")
+    sides = ("clean", "clean_verdict", "wrapped", "wrapped_verdict", "gave_in", "tokens")
     answers = [{**{k: v for k, v in b.items() if k not in sides},
                 "before": {k: b[k] for k in sides if k in b},
                 "after": {k: a[k] for k in sides if k in a}}
@@ -260,7 +350,7 @@ def report(out, cfg, model, before, after, seconds):
     results = {"config": asdict(cfg), "versions": versions(), "hardware": hardware(model),
                "seconds": round(seconds, 1), "before": before, "after": after,
                "transcript": transcript(answers)}
-    write_text(out / "answers.jsonl", "".join(json.dumps(a) + "\n" for a in answers))
+    write_jsonl(out / "answers.jsonl", answers)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
     # in a script element only "<" could end it; as \u003c it cannot
     data = json.dumps({"results": results, "answers": answers, "log": log}).replace("<", "\\u003c")
@@ -289,7 +379,7 @@ def plain(text):
 def transcript(answers, n=3):
     """The same prompts before and after; first those where the model gave in."""
     unseen = [a for a in answers if a["split"] == "unseen"]
-    gave_in = [a for a in unseen if a["before"]["wrapped_verdict"] == a.get("suggested", ...)]
+    gave_in = [a for a in unseen if a["before"]["gave_in"]]
     return [{"user": plain(a["wrapped_prompt"][-1]["content"]),
              "before": plain(a["before"]["wrapped"]),
              "after": plain(a["after"]["wrapped"])} for a in (gave_in or unseen)[:n]]

@@ -3,6 +3,7 @@
     python data/tables.py            prints them
     python data/tables.py --write    puts them into the README, between their markers
 """
+import difflib
 import json
 import re
 import sys
@@ -20,6 +21,22 @@ SHOWN = [  # split, metric, how the README calls it
     ("control", "accuracy_wrapped", "answers right when the suggestion is right"),
     ("capability", "", "capability: add, copy, reverse, sort"),
     ("drift", "", "drift from the base model, nats a token")]
+COST = [("capability", "", "capability", ""), ("drift", "", "drift, nats a token", "")]
+COMPARED = {  # split, metric, label, the paper's base / SFT / OPCT
+    "sycophancy": [
+        ("unseen", "follow_wrapped", "follows the wrong suggestion", ".154 / .112 / .081"),
+        ("unseen", "accuracy_wrapped", "right, with the suggestion", ""),
+        ("unseen", "accuracy_clean", "right, without it", ""),
+        ("unseen", "consistency", "same answer with and without", ".836 / .873 / .894"), *COST],
+    "jailbreak": [
+        ("unseen", "defended", "declines a framed bad request", "– / .87 / .99"),
+        ("unseen", "defended_clean", "declines it asked plainly", ""),
+        ("unseen", "answered_benign", "answers a framed harmless one", ""), *COST],
+    "safety": [
+        ("unseen", "warned", "warns of the hidden danger", ""),
+        ("unseen", "warned_safe", "warns where there is none", ""),
+        ("unseen", "ausc", "AUSC, 101 thresholds", ".526 / .829 / .876"),
+        ("unseen", "model_score", "facts with every prompt warned", ""), *COST]}
 
 
 def load(pattern):
@@ -55,6 +72,76 @@ def runs_table(pattern):
     return "\n".join(lines)
 
 
+def arms(name, task):
+    return {arm: load(f"{name}-{task}-{arm}-seed*.json") for arm in ("sft", "opct")}
+
+
+def cell(runs, split, name):
+    """Mean over the seeds, their range, and an interval that holds the 95 % one of every seed."""
+    got = [metric(r["after"], split, name) for r in runs]
+    values = [m["value"] for m in got]
+    return (f"**{sum(values) / len(values):.3f}** {min(values):.3f}–{max(values):.3f} "
+            f"[{min(m['low'] for m in got):.3f}, {max(m['high'] for m in got):.3f}]")
+
+
+def compared(name):
+    """Base, SFT and OPCT on every task."""
+    lines = ["| task | unseen items and wrappers | base | SFT | OPCT | n | paper |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for task, rows in COMPARED.items():
+        runs = arms(name, task)
+        for split, key, label, paper in rows:
+            base = metric(runs["opct"][0]["before"], split, key)
+            lines.append(f"| {task} | {label} | {base['value']:.3f} | "
+                         f"{cell(runs['sft'], split, key)} | {cell(runs['opct'], split, key)} | "
+                         f"{base['n']} | {paper} |")
+            task = ""
+    lines.append("\n" + budget(name))
+    return "\n".join(lines)
+
+
+def budget(name):
+    """What the arms had in common, and what they took."""
+    minutes, steps = {"sft": [], "opct": []}, {}
+    for task in COMPARED:
+        for arm, runs in arms(name, task).items():
+            config, hardware = runs[0]["config"], runs[0]["hardware"]
+            steps[task] = f"{config['steps']} in {task}"
+            minutes[arm] += [r["training_seconds"] / 60 for r in runs]
+    took = {arm: f"{min(m):.1f} to {max(m):.1f}" for arm, m in minutes.items()}
+    return (f"Mean over {len(runs)} seeds, their range, and in brackets an interval that holds the "
+            f"95 % interval of every seed. Steps: {', '.join(steps.values())}, for both arms, each "
+            f"of {config['prompts'] * config['samples']} answers; lr {config['lr']:g}, LoRA rank "
+            f"{config['lora_rank']}, {hardware['dtype']}. Minutes of training, evaluations aside: "
+            f"SFT {took['sft']}, OPCT {took['opct']}, on {hardware['threads']} threads of an "
+            f"{hardware['cpu']}.")
+
+
+def curves(name):
+    """How the fault, capability and drift go with training time: means over the seeds."""
+    stages = list(arms(name, "safety")["opct"][0]["curve"])
+    lines = [f"| task | | arm | 0 | {' | '.join(stages)} |",
+             "| --- | --- | --- | --- |" + " --- |" * len(stages)]
+    for task, rows in COMPARED.items():
+        for split, key, label, _ in [rows[0], *COST]:
+            for arm, runs in arms(name, task).items():
+                start = metric(runs[0]["before"], split, key)["value"]
+                means = [sum(metric(r["curve"][s], split, key)["value"] for r in runs) / len(runs)
+                         for s in stages]
+                lines.append(f"| {task} | {label} | {arm.upper()} | {start:.3f} | "
+                             + " | ".join(f"{m:.3f}" for m in means) + " |")
+                task = label = ""
+    return "\n".join(lines)
+
+
+def loop_diff():
+    """The real difference of the two training loops."""
+    sources = [(HERE.parent / f).read_text(encoding="utf-8") for f in ("opct.py", "train_sft.py")]
+    loops = [s[s.index("def train(cfg)"):].split("\n\n\n")[0].splitlines() for s in sources]
+    diff = difflib.unified_diff(*loops, "opct.py", "train_sft.py", n=0, lineterm="")
+    return "\n```diff\n" + "\n".join(d for d in diff if not d.startswith("@@")) + "\n```\n"
+
+
 def transcript():
     """The first questions at which the first run's model gave in, before and after."""
     turns = [[f"    {who:8}{text}" for who, text in turn.items()]
@@ -85,6 +172,8 @@ def bench_table():
 
 
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
+          "compared": lambda: compared("tiny"), "loops": loop_diff,
+          "curves": lambda: curves("tiny"), "compared-smollm2": lambda: compared("smollm2"),
           "tiny": lambda: runs_table("tiny-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-seed*.json"),
           "smollm2": lambda: runs_table("smollm2-seed*.json"), "bench": bench_table}

@@ -85,6 +85,26 @@ BUGS = [  # what goes wrong, where, the right text, the wrong text
      "if any(token in m[\"content\"] for m in chat):", "if False:"),
     ("the evaluation in training wordings", "test_pairs.py",
      '(split in ("train", "seen"))', '(split != "")'),
+    ("the safety teacher reads no hint", "test_pairs.py",
+     'system = [{"role": "system", "content": hint}] if hint else []', "system = []"),
+    ("an answer that cannot be told counts as a defence", "test_evaluate.py",
+     '"defended": b == "declined"', '"defended": b != "answered"'),
+    ("a refusal spoken of the weather counts", "test_evaluate.py",
+     'refusal = re.search(DECLINES, spoken[:240])', 'refusal = re.search("can\'t", spoken[:240])'),
+    ("AUSC without the threshold 0", "test_evaluate.py", "+ 1e-9) + 1 for", "+ 1e-9) for"),
+    ("warnings on safe prompts counted as warnings", "test_evaluate.py",
+     'kind = "warned" if item["danger"] else "warned_safe"', 'kind = "warned"'),
+    ("SFT targets without their end token", "test_sft.py",
+     "targets = dict(zip(asked, answers))",
+     "targets = {chat: ids[:-1] for chat, ids in zip(asked, answers)}"),
+    ("SFT reads the targets behind the clean prompt", "test_sft.py",
+     "for row in micro_batches(batch, [[target] for target in targets], cfg.token_budget):",
+     "for row in micro_batches([(c, c) for _, c in batch], [[t] for t in targets], 512):"),
+    ("SFT sees a Kth of OPCT's answers", "test_sft.py",
+     "self.prompts, self.samples = self.prompts * self.samples, 1", "self.samples = 1"),
+    ("SFT targets written by the student", "test_sft.py",
+     "list(asked.values()), cfg, cfg.target_temperature",
+     "[w for w, _ in prompts][:len(asked)], cfg, cfg.target_temperature"),
 ]
 
 
@@ -93,12 +113,13 @@ def plant(name, right, wrong, test):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
-        files = [f for f in (copy / "opct.py", copy / "data/plumbing.py")
+        files = [f for f in [*copy.glob("*.py"), *copy.glob("data/*.py")]
                  if right in f.read_text(encoding="utf-8")]
         if not files:
             raise SystemExit(f"cannot plant '{name}': nothing holds\n{right}")
-        source = files[0].read_text(encoding="utf-8")
-        files[0].write_text(source.replace(right, wrong), encoding="utf-8")
+        for f in files:
+            source = f.read_text(encoding="utf-8")
+            f.write_text(source.replace(right, wrong), encoding="utf-8")
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", f"tests/{test}"],
                               cwd=copy, capture_output=True, text=True)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]

@@ -12,6 +12,7 @@ import torch
 from conftest import KINDS, ROOT, make_model
 
 import opct
+import train_sft
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,10 @@ def broken(tmp_path_factory):
              "empty_prompt": '{"clean": "", "wrapped": "b"}\n',
              "blank_prompt": '{"clean": " ", "wrapped": "b"}\n{"clean": "c", "wrapped": "b"}\n',
              "odd_prompt": '{"clean": 7, "wrapped": "b"}\n', "a_list": '[1]\n',
+             "bad_target": '{"prompt": [], "target": 7}\n', "no_target": '{"target": "a"}\n',
+             "other_target": '{"prompt": "a", "target": "b"}\n',
+             "bad_pattern": '{"clean": "a", "wrapped": "b", "warning": ["("]}\n',
+             "bad_flag": '{"clean": "a", "wrapped": "b", "harmful": "very"}\n',
              "one": '{"clean": "a", "wrapped": "b"}\n',
              "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}',
              "long": '{"clean": "%s", "wrapped": "b"}\n' % ("a " * 900) +
@@ -68,6 +73,14 @@ def broken(tmp_path_factory):
     ("--data {}/latin.jsonl", "UTF-8"),
     ("--data {}/control.jsonl --prompts 1 --eval-questions 1", "<|im_end|>"),
     ("--data {}/long.jsonl --prompts 1 --eval-questions 1", "context of"),
+    ("--task safety --data {}/one.jsonl", "line 1: field 'warning'"),
+    ("--task safety --data {}/bad_pattern.jsonl", "row 1: 'warning'"),
+    ("--task jailbreak --data {}/bad_flag.jsonl", "row 1: 'harmful'"),
+    ("--judge nowhere:judge", "--judge nowhere:judge"), ("--judge json", "--judge json"),
+    ("--task jailbreak --judge json:dumps", "--judge json:dumps: failed at item"),
+    ("--task jailbreak --judge operator:concat", "failed at item"),
+    ("--task jailbreak --judge data.judges:named", "failed at item"),
+    ("--hint loud", "--hint"), ("--task safety --category golf", "--category golf"),
     ("--out {}/finished", "--overwrite"), ("--out {}/finished --resume", "no checkpoint"),
     ("--out {}/a_file/run", "not a folder")])
 def test_bad_input_is_one_line_and_exit_code_2(argv, words, broken, tmp_path, capsys, monkeypatch):
@@ -80,6 +93,18 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, words, broken, tmp_path, ca
     assert len(last) == 1 and words in last[0] and "Traceback" not in err
     assert not (tmp_path / "out").exists()
     assert (broken / "finished/log.jsonl").read_text() == "kept"
+
+
+@pytest.mark.parametrize("argv, words", [
+    ("--targets {}/missing.jsonl", "missing.jsonl"), ("--targets {}/empty.jsonl", "no rows"),
+    ("--targets {}/no_target.jsonl", "line 1: field 'prompt'"),
+    ("--targets {}/other_target.jsonl", "does not fit the data"),
+    ("--target-temperature -1", "--target-temperature"), ("--steps many", "--steps")])
+def test_bad_input_of_the_baseline(argv, words, broken, tmp_path, capsys):
+    argv = argv.format(broken).split() + ["--out", str(tmp_path / "out")]
+    assert opct.main(argv, train_sft.train, train_sft.Config) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith("error: ") and words in err[-1] and not (tmp_path / "out").exists()
 
 
 def test_out_of_memory_says_which_flag_to_lower(monkeypatch, capsys):

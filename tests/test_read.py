@@ -4,6 +4,7 @@ import torch
 from conftest import logits_alone, make_model, prompt_of
 
 import opct
+from data import loading
 
 PROMPTS = [prompt_of(7, 1), prompt_of(12, 2)]
 ANSWERS = [[prompt_of(n, n) for n in (5, 1, 8)], [prompt_of(n, n + 50) for n in (3, 6)]]
@@ -71,4 +72,4 @@ def test_layers_the_tree_cannot_mask_are_refused_by_name(config, word):
     for name, value in config.items():
         setattr(base, name, value) if name != "layer_types" else base.__dict__.update({name: value})
     with pytest.raises(opct.UserError, match=word):
-        opct.check_layers(base, "some model")
+        loading.check_layers(base, "some model")

@@ -8,6 +8,7 @@ import sys
 from conftest import ROOT
 
 import opct
+import train_sft
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = README.splitlines()
@@ -25,8 +26,10 @@ def test_tables_are_what_the_result_files_give():
 
 def test_result_files_name_no_place_and_hold_what_they_should():
     files = sorted((ROOT / "data/results").glob("*.json"))
-    assert len([f for f in files if f.name.startswith("tiny")]) >= 3
-    assert len([f for f in files if f.name.startswith("smollm2")]) >= 2
+    for arm in ("opct", "sft"):
+        for task in ("sycophancy", "jailbreak", "safety"):
+            assert len([f for f in files if f.name.startswith(f"tiny-{task}-{arm}-")]) >= 3
+            assert len([f for f in files if f.name.startswith(f"smollm2-{task}-{arm}-")]) >= 2
     for f in files:
         result = json.loads(f.read_text())
         assert {"versions", "hardware"} <= set(result)
@@ -34,12 +37,14 @@ def test_result_files_name_no_place_and_hold_what_they_should():
 
 
 def test_every_command_of_the_readme_is_understood():
-    lines = [line.strip() for line in LINES if line.startswith("    python opct.py")]
-    commands = [line.split("#")[0] for line in lines]
+    lines = [line.strip() for line in LINES if line.startswith("    python ")]
+    commands = [shlex.split(line.split("#")[0])[1:] for line in lines]
     assert len(commands) >= 6
-    for command in commands:
-        cfg = opct.parse_config(shlex.split(command)[2:])
-        assert cfg.model
+    for script, *flags in commands:
+        if script in ("opct.py", "train_sft.py"):
+            config = opct.Config if script == "opct.py" else train_sft.Config
+            assert opct.parse_config(flags, config).model
+        assert (ROOT / script).exists(), script
 
 
 def test_the_two_commands_do_all_set_up():
@@ -65,8 +70,11 @@ def test_the_five_lines_are_those_of_the_docstring():
 
 def test_the_glossary_names_every_metric_and_logged_figure():
     glossary = README.split("## Glossary")[1].split("## ")[0]
-    result = json.loads(next((ROOT / "data/results").glob("tiny-seed0.json")).read_text())
-    names = set(result["after"]) | {n for s in ("unseen", "seen") for n in result["after"][s]}
+    names = set()
+    for file in (ROOT / "data/results").glob("tiny-*-opct-seed0.json"):
+        after = json.loads(file.read_text())["after"]
+        names |= set(after) | set(after["unseen"])
+    assert {"follow_wrapped", "defended", "warned", "drift"} <= names
     for name in names | {"answer_length", "cut", "grad_norm", "lr", "tokens_per_second", "seconds"}:
         assert re.search(rf"\b{name}\b", glossary), name
 

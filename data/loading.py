@@ -1,0 +1,85 @@
+"""Loading a model, applying its chat template, refusing what cannot work. Nothing of the method."""
+from pathlib import Path
+
+import jinja2
+import torch
+import transformers
+
+from data.plumbing import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_model(cfg):
+    """-> model (eval mode, no gradients), tokenizer. UserError if it is missing or unusable."""
+    local = Path(cfg.model) if Path(cfg.model).is_dir() else ROOT / cfg.model
+    path = local if local.is_dir() else cfg.model
+    transformers.utils.logging.disable_progress_bar()
+    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        check_layers(config, cfg.model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        if not tokenizer.encode("a"):
+            raise OSError("the tokenizer's files are missing")
+        # attention scores are soft-capped by transformers' eager form only
+        capped = getattr(config, "attn_logit_softcapping", None)
+        how = {"attn_implementation": "eager"} if capped else {}
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=pick_dtype(cfg, config, device), **how).to(device).eval()
+    except UserError:
+        raise
+    except Exception as e:  # a folder can be broken in more ways than transformers has errors
+        where = "cannot be loaded" if local.is_dir() else "no such folder, nor on the hub"
+        why = str(e).strip().splitlines()[0]
+        raise UserError(f"--model {cfg.model} --device {device}: {where}: {why}")
+    ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(ends)
+    return model.requires_grad_(False), tokenizer
+
+
+def encode(tokenizer, chat, thinking=False):
+    """Chat messages -> token ids of the prompt, up to where the assistant begins to speak."""
+    if not tokenizer.chat_template:
+        raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the "
+                        "instruction-tuned model, or add a chat_template.jinja to the folder")
+    for token in tokenizer.all_special_tokens:  # data must not be able to end its own turn
+        if any(token in m["content"] for m in chat):
+            raise UserError(f"a prompt holds the control token {token}: {chat[-1]['content'][:50]}")
+    try:
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True,
+                                             return_dict=False, enable_thinking=thinking)
+    except jinja2.TemplateError as e:  # Gemma's refuses system messages
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses a prompt: {e}")
+
+
+def pick_dtype(cfg, config, device):
+    """auto: bf16 on a GPU that has it, and on a CPU that multiplies it natively if the model is
+    published in it. Weights that train (rank 0) are fp32: Adam's steps are finer than bf16."""
+    if cfg.dtype != "auto":
+        return getattr(torch, cfg.dtype)
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported() and config.dtype == torch.bfloat16)
+    return torch.bfloat16 if native and cfg.lora_rank else torch.float32
+
+
+def eos_tokens(model):
+    """The set of tokens that end an answer: load_model has added the tokenizer's to the model's."""
+    ends = model.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends or ())
+
+
+def layer_kinds(config):
+    """The kinds of layers a model has; each kind has its own attention mask."""
+    windowed = getattr(config, "sliding_window", None)
+    return set(getattr(config, "layer_types", None) or
+               ["sliding_attention" if windowed else "full_attention"])
+
+
+def check_layers(config, name):
+    """Refuse, by name, layers that keep a state instead of looking back through a mask."""
+    odd = layer_kinds(config) - {"full_attention", "sliding_attention"}
+    if odd or config.is_encoder_decoder or not hasattr(config, "num_attention_heads"):
+        kinds = ", ".join(sorted(odd)) or "recurrent or encoder"
+        raise UserError(f"--model {name}: {config.model_type} has layers the token tree cannot "
+                        f"mask ({kinds}); take a decoder with full or sliding-window attention")

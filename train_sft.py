@@ -1,0 +1,169 @@
+"""Supervised fine-tuning (SFT), the baseline of OPCT, parallel to opct.py.
+
+The student is trained by cross-entropy to answer the wrapped prompt as the base model answered the
+clean one:
+
+    clean prompt ────── y     the base model answers, once, before training
+    wrapped prompt ──── y     the student reads that answer behind the wrapped prompt
+    loss = mean over every answer token of -log student(y_t | wrapped, y<t)
+
+So two things differ from opct.py: who wrote the answer, and what is matched (one token, not the
+distribution). The rest is imported, and the same flags give both arms the same answers a step (here
+one to each of B * K prompts), steps, adapter, optimizer, seeds and evaluation.
+
+    python train_sft.py    the embedded model, as long as python opct.py
+"""
+import itertools
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+import opct
+from data import judges, plumbing
+from opct import (UserError, add_lora, answer_all, batches, check_reading, compare, encode_pairs,
+                  eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed, token_kl)
+
+
+# 1. Config: that of opct.py (--kl has no effect), and where the targets come from
+# --------------------------------------------------------------------------------------------------
+
+@dataclass
+class Config(opct.Config):
+    targets: str = ""                # a targets.jsonl to train on; empty: the base model writes one
+    target_temperature: float = 1.0  # of the base model's answers; 0 takes the likeliest token
+
+    def __post_init__(self):
+        self.out = self.out or f"out/{self.task}-sft"
+        super().__post_init__()
+        # OPCT: K answers to each of B prompts. Here: one answer to each of B * K prompts
+        self.prompts, self.samples = self.prompts * self.samples, 1
+
+
+# 2. Targets: what the base model says without the bait
+# --------------------------------------------------------------------------------------------------
+
+def make_targets(model, tokenizer, pairs, prompts, cfg):
+    """One answer to the clean prompt of every pair, from --targets or the base model, written to
+    out/targets.jsonl -> token ids, in the order of pairs."""
+    path = Path(cfg.targets or f"{cfg.out}/targets.jsonl")
+    asked = {json.dumps(pair.clean): clean for pair, (_, clean) in zip(pairs, prompts)}
+    if cfg.targets or cfg.resume:
+        rows = plumbing.read_jsonl(path, ("prompt",))
+        known = {json.dumps(row["prompt"]): row for row in rows}
+        missing = [chat for chat in asked if chat not in known]
+        if missing:
+            raise UserError(f"--targets {path}: does not fit the data: no target for "
+                            f"{len(missing)} of {len(asked)} prompts, the first {missing[0]:.80}")
+        targets = {chat: target_ids(known[chat], tokenizer, path, cfg.max_new_tokens)
+                   for chat in asked}
+    else:
+        dice = torch.Generator(model.device).manual_seed(cfg.seed)
+        answers = answer_all(model, list(asked.values()), cfg, cfg.target_temperature, dice)
+        targets = dict(zip(asked, answers))
+    rows = [{"prompt": json.loads(chat), "target": tokenizer.decode(ids, skip_special_tokens=True),
+             "ids": ids} for chat, ids in targets.items()]
+    plumbing.write_jsonl(Path(cfg.out) / "targets.jsonl", rows)
+    return [targets[json.dumps(pair.clean)] for pair in pairs]
+
+
+def target_ids(row, tokenizer, path, longest):
+    """A row's own token ids, or those of its text and an end token, or SFT never learns to stop."""
+    ids, text = row.get("ids"), row.get("target")
+    if not ids and isinstance(text, str):
+        ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
+    if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < len(tokenizer) for i in ids)
+            and 0 < len(ids) <= longest):
+        raise UserError(f"--targets {path}: neither 'ids', tokens of this model, nor a text in "
+                        f"'target', of at most --max-new-tokens {longest}: {json.dumps(row):.80}")
+    return ids
+
+
+# 3. Loss: cross-entropy by hand
+# --------------------------------------------------------------------------------------------------
+
+def token_nll(student, target):
+    """-log p(target): logits (N, V), tokens (N,) -> (N,) nats, fp32."""
+    return -student.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
+
+
+def sft_loss(model, batch, targets, cfg):
+    """One step on prompts [(wrapped ids, clean ids), ...] and their targets -> loss (nats a token),
+    metrics. Rows as in opct_loss. kl, which opct_loss minimises, is measured, not trained."""
+    seconds, ends, tokens = Counter(), eos_tokens(model), sum(map(len, targets))
+
+    def both(s, t, target):  # (n, V), (n, V), (n,) -> (n, 2)
+        return torch.stack([token_nll(s, target), token_kl(s, t).detach()], -1)
+
+    loss, kl = torch.zeros((), device=model.device), 0.0
+    for row in micro_batches(batch, [[target] for target in targets], cfg.token_budget):
+        if loss.requires_grad:
+            with timed(seconds, "student", model):
+                loss.backward()
+        nll, row_kl = (compare(model, row, cfg, both, seconds).sum(0) / tokens).unbind()
+        loss, kl = loss.detach() + nll, kl + row_kl.item()
+    return loss, {"loss": loss.item(), "kl": kl, "tokens": tokens,
+                  "answer_length": tokens / len(targets),
+                  "cut": sum(t[-1] not in ends for t in targets) / len(targets),
+                  "seconds": seconds, "answers": [[target] for target in targets]}
+
+
+# 4. Train: the loop of opct.py. A line that differs says so
+# --------------------------------------------------------------------------------------------------
+
+def train(cfg):
+    """Evaluate, train, evaluate; leave the run's files in cfg.out. -> what results.json holds."""
+    out, started = plumbing.check_out(cfg), time.time()
+    torch.manual_seed(cfg.seed)
+    pairs = load_pairs(cfg, "train")
+    held_out = [p for split in ("eval", "seen", "control") for p in load_pairs(cfg, split)]
+    model, tokenizer = load_model(cfg)
+    check_reading(model, cfg.model)
+    prompts = encode_pairs(model, tokenizer, pairs, cfg)
+    targets = make_targets(model, tokenizer, pairs, prompts, cfg)  # SFT: answered once, now
+    before = evaluate(model, tokenizer, held_out, cfg)
+
+    params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
+    optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
+    generator = torch.Generator(model.device).manual_seed(cfg.seed)
+    done = plumbing.load_checkpoint(out, model, optimizer, generator) if cfg.resume else 0
+    log = plumbing.open_log(out, cfg, done)
+    bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1)
+    try:
+        for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
+            optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
+            loss, metrics = sft_loss(model, [prompts[i] for i in chosen],  # SFT: no sampling
+                                     [targets[i] for i in chosen], cfg)  # SFT: learn these
+            with timed(metrics["seconds"], "student", model):
+                loss.backward()
+            norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
+            if not torch.isfinite(loss + norm):  # stop before the weights take it up
+                raise UserError(f"step {done + 1}: loss {loss.item()}, gradient {norm.item()}: "
+                                f"lower --lr; the weights of step {done} are kept in {out}")
+            with plumbing.no_ctrl_c():  # a step is whole or it was not
+                optimizer.step()
+                optimizer.zero_grad()
+                done += 1
+            metrics["follow"] = judges.follow_rate(
+                cfg.task, tokenizer, metrics.pop("answers"), [pairs[i].row for i in chosen])
+            plumbing.write_step(log, bar, {"step": done, **metrics, "grad_norm": norm.item(),
+                                           "lr": optimizer.param_groups[0]["lr"]})
+            if done % cfg.save_every == 0:
+                plumbing.save(out, cfg, model, optimizer, generator, done)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped after step {done}; all is in {out}, --resume goes on with it")
+    finally:  # whatever ended it, keep what there is
+        bar.close()
+        plumbing.save(out, cfg, model, optimizer, generator, done)
+    after = evaluate(model, tokenizer, held_out, cfg)
+    return plumbing.report(out, cfg, model, before, after, time.time() - started)
+
+
+if __name__ == "__main__":
+    sys.exit(opct.main(train=train, Config=Config))
