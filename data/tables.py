@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -76,26 +77,37 @@ def arms(name, task):
     return {arm: load(f"{name}-{task}-{arm}-seed*.json") for arm in ("sft", "opct")}
 
 
+def tasks(name):
+    return [(task, rows) for task, rows in COMPARED.items() if all(arms(name, task).values())]
+
+
 def cell(runs, split, name):
     """Mean over the seeds, their range, and an interval that holds the 95 % one of every seed."""
     got = [metric(r["after"], split, name) for r in runs]
     values = [m["value"] for m in got]
-    return (f"**{sum(values) / len(values):.3f}** {min(values):.3f}–{max(values):.3f} "
-            f"[{min(m['low'] for m in got):.3f}, {max(m['high'] for m in got):.3f}]")
+    d = digits(split)
+    low, high = (f"{x:.{d}f}" for x in (min(values), max(values)))
+    spread = f"{low}–{high} " if low != high else ""
+    return (f"**{sum(values) / len(values):.{d}f}** {spread}"
+            f"[{min(m['low'] for m in got):.{d}f}, {max(m['high'] for m in got):.{d}f}]")
+
+
+def digits(split):
+    return 4 if split == "drift" else 3
 
 
 def compared(name):
-    """Base, SFT and OPCT on every task."""
+    """Base, SFT and OPCT on every task that was run."""
     lines = ["| task | unseen items and wrappers | base | SFT | OPCT | n | paper |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
-    for task, rows in COMPARED.items():
-        runs = arms(name, task)
+    for task, rows in tasks(name):
+        runs, shown = arms(name, task), task
         for split, key, label, paper in rows:
             base = metric(runs["opct"][0]["before"], split, key)
-            lines.append(f"| {task} | {label} | {base['value']:.3f} | "
+            lines.append(f"| {shown} | {label} | {base['value']:.3f} | "
                          f"{cell(runs['sft'], split, key)} | {cell(runs['opct'], split, key)} | "
                          f"{base['n']} | {paper} |")
-            task = ""
+            shown = ""
     lines.append("\n" + budget(name))
     return "\n".join(lines)
 
@@ -103,7 +115,7 @@ def compared(name):
 def budget(name):
     """What the arms had in common, and what they took."""
     minutes, steps = {"sft": [], "opct": []}, {}
-    for task in COMPARED:
+    for task, _ in tasks(name):
         for arm, runs in arms(name, task).items():
             config, hardware = runs[0]["config"], runs[0]["hardware"]
             steps[task] = f"{config['steps']} in {task}"
@@ -119,18 +131,19 @@ def budget(name):
 
 def curves(name):
     """How the fault, capability and drift go with training time: means over the seeds."""
-    stages = list(arms(name, "safety")["opct"][0]["curve"])
+    stages = list(load(f"{name}-*-opct-seed0.json")[0]["curve"])
     lines = [f"| task | | arm | 0 | {' | '.join(stages)} |",
              "| --- | --- | --- | --- |" + " --- |" * len(stages)]
-    for task, rows in COMPARED.items():
+    for task, rows in tasks(name):
+        shown = task
         for split, key, label, _ in [rows[0], *COST]:
             for arm, runs in arms(name, task).items():
                 start = metric(runs[0]["before"], split, key)["value"]
                 means = [sum(metric(r["curve"][s], split, key)["value"] for r in runs) / len(runs)
                          for s in stages]
-                lines.append(f"| {task} | {label} | {arm.upper()} | {start:.3f} | "
-                             + " | ".join(f"{m:.3f}" for m in means) + " |")
-                task = label = ""
+                lines.append(f"| {shown} | {label} | {arm.upper()} | {start:.{digits(split)}f} | "
+                             + " | ".join(f"{m:.{digits(split)}f}" for m in means) + " |")
+                shown = label = ""
     return "\n".join(lines)
 
 
@@ -143,10 +156,16 @@ def loop_diff():
 
 
 def transcript():
-    """The first questions at which the first run's model gave in, before and after."""
-    turns = [[f"    {who:8}{text}" for who, text in turn.items()]
-             for turn in load("tiny-seed*.json")[0]["transcript"]]
-    return "\n\n".join("\n".join(turn) for turn in turns)
+    """One prompt of each task at which the model gave in, before and after; the shortest of three.
+    """
+    turns = []
+    for task in COMPARED:
+        first = load(f"tiny-{task}-opct-seed0.json")[0]["transcript"]
+        turn = min(first, key=lambda turn: len(turn["user"]))
+        turns.append("\n".join(textwrap.fill(
+            text, 98, initial_indent=f"    {who:8}", subsequent_indent=" " * 12)
+            for who, text in turn.items()))
+    return "\n\n".join(turns)
 
 
 def bench_table():
@@ -174,9 +193,8 @@ def bench_table():
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared": lambda: compared("tiny"), "loops": loop_diff,
           "curves": lambda: curves("tiny"), "compared-smollm2": lambda: compared("smollm2"),
-          "tiny": lambda: runs_table("tiny-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-seed*.json"),
-          "smollm2": lambda: runs_table("smollm2-seed*.json"), "bench": bench_table}
+          "bench": bench_table}
 
 
 def filled(readme):
