@@ -192,7 +192,7 @@ def bench_table():
 
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared": lambda: compared("tiny"), "loops": loop_diff,
-          "curves": lambda: curves("tiny"), "compared-smollm2": lambda: compared("smollm2"),
+          "curves": lambda: curves("tiny"), "smollm2": lambda: runs_table("smollm2-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-seed*.json"),
           "bench": bench_table}
 

@@ -119,16 +119,14 @@ def test_the_file_is_short():
     assert len((ROOT / "train_sft.py").read_text(encoding="utf-8").splitlines()) <= 170
 
 
-def test_compare_runs_both_arms_stage_by_stage_and_does_nothing_twice(tmp_path):
+def test_compare_runs_stage_by_stage_and_does_nothing_twice(tmp_path):
     copy = tmp_path / "project"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
-    argv = [sys.executable, "data/compare.py", "--name", "trial", "--tasks", "safety", "--seeds",
-            "1", "--stages", "1", "2", "--eval-questions", "3", "--prompts", "2"]
+    argv = [sys.executable, "data/compare.py", "--name", "trial", "--tasks", "safety", "--arms",
+            "sft", "--seeds", "1", "--stages", "1", "2", "--eval-questions", "3", "--prompts", "2"]
     first, again = (subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=True)
                     for _ in range(2))
-    assert first.stdout.count("done") == again.stdout.count("there") == 2
-    for arm in ("sft", "opct"):
-        result = json.loads((copy / f"data/results/trial-safety-{arm}-seed0.json").read_text())
-        assert list(result["curve"]) == ["1", "2"] and result["config"]["steps"] == 2
-        assert result["after"] == result["curve"]["2"] and result["training_seconds"] > 0
-        assert ("targets" in result["config"]) == (arm == "sft")
+    assert first.stdout.count("done") == again.stdout.count("there") == 1
+    result = json.loads((copy / "data/results/trial-safety-sft-seed0.json").read_text())
+    assert list(result["curve"]) == ["1", "2"] and result["config"]["steps"] == 2
+    assert result["after"] == result["curve"]["2"] and result["training_seconds"] > 0
