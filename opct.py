@@ -105,7 +105,9 @@ CHOICES = {"task": ["sycophancy", "jailbreak", "safety"], "form": ["open", "choi
 
 def parse_config(argv=None, Config=Config):
     """Command line (list of strings; None: sys.argv) -> Config. UserError names a bad flag."""
-    return plumbing.parse(Config, CHOICES, argv)
+    cfg = plumbing.parse(Config, CHOICES, argv)
+    judges.load(cfg)  # a judge that cannot be imported is said now, not after the training
+    return cfg
 
 
 # 2. Pairs: one question, asked twice

@@ -77,9 +77,9 @@ def broken(tmp_path_factory):
     ("--task safety --data {}/bad_pattern.jsonl", "row 1: 'warning'"),
     ("--task jailbreak --data {}/bad_flag.jsonl", "row 1: 'harmful'"),
     ("--judge nowhere:judge", "--judge nowhere:judge"), ("--judge json", "--judge json"),
-    ("--task jailbreak --judge json:dumps", "--judge json:dumps: failed at item"),
-    ("--task jailbreak --judge operator:concat", "failed at item"),
-    ("--task jailbreak --judge data.judges:named", "failed at item"),
+    ("--task jailbreak --judge json:dumps --eval-questions 2", "--judge json:dumps: failed"),
+    ("--task jailbreak --judge operator:concat --eval-questions 2", "failed at item"),
+    ("--task jailbreak --judge data.judges:says --eval-questions 2", "failed at item"),
     ("--hint loud", "--hint"), ("--task safety --category golf", "--category golf"),
     ("--out {}/finished", "--overwrite"), ("--out {}/finished --resume", "no checkpoint"),
     ("--out {}/a_file/run", "not a folder")])
@@ -101,7 +101,7 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, words, broken, tmp_path, ca
     ("--targets {}/other_target.jsonl", "does not fit the data"),
     ("--target-temperature -1", "--target-temperature"), ("--steps many", "--steps")])
 def test_bad_input_of_the_baseline(argv, words, broken, tmp_path, capsys):
-    argv = argv.format(broken).split() + ["--out", str(tmp_path / "out")]
+    argv = argv.format(broken).split() + ["--out", str(tmp_path / "out"), "--train-questions", "32"]
     assert opct.main(argv, train_sft.train, train_sft.Config) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[-1].startswith("error: ") and words in err[-1] and not (tmp_path / "out").exists()
