@@ -64,11 +64,14 @@ def runs_table(pattern):
             f"{min(values):.3f} to {max(values):.3f} | {min(m['low'] for m in after):.3f} to "
             f"{max(m['high'] for m in after):.3f} | {after[0]['n']} |")
     config, hardware = runs[0]["config"], runs[0]["hardware"]
-    minutes = [r["seconds"] / 60 for r in runs]
+    alone = "training_seconds" in runs[0]
+    minutes = [r["training_seconds" if alone else "seconds"] / 60 for r in runs]
+    took = ("minutes of training, evaluations aside" if alone else
+            "minutes a run, evaluations included")
     lines.append(
         f"\n{len(runs)} seeds, {config['steps']} steps of {config['prompts']} prompts × "
         f"{config['samples']} answers, lr {config['lr']:g}, LoRA rank {config['lora_rank']}; "
-        f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run, evaluations included, on "
+        f"{min(minutes):.1f} to {max(minutes):.1f} {took}, on "
         f"{hardware['threads']} threads of an {hardware['cpu']}, {hardware['dtype']}.")
     return "\n".join(lines)
 
@@ -192,7 +195,7 @@ def bench_table():
 
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared": lambda: compared("tiny"), "loops": loop_diff,
-          "curves": lambda: curves("tiny"), "smollm2": lambda: runs_table("smollm2-seed*.json"),
+          "curves": lambda: curves("tiny"), "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-seed*.json"),
           "bench": bench_table}
 
