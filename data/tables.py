@@ -195,7 +195,8 @@ def bench_table():
 
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared": lambda: compared("tiny"), "loops": loop_diff,
-          "curves": lambda: curves("tiny"), "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
+          "curves": lambda: curves("tiny"),
+          "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
           "bench": bench_table}
 
