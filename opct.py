@@ -26,7 +26,7 @@ out on purpose: a second copy of the model, padding, a value baseline, a trainer
 library. transformers loads the model and the tokenizer; the rest is here.
 
     python opct.py                           the embedded model, half a minute on 2 CPU cores,
-                                             offline: follows wrong suggestions 97 % -> 2 %
+                                             offline: follows wrong suggestions 97 % -> 4 %
     python opct.py --task jailbreak          or safety
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
     python train_sft.py                      the baseline, matched
@@ -34,7 +34,6 @@ library. transformers loads the model and the tokenizer; the rest is here.
 """
 import contextlib
 import itertools
-import json
 import random
 import sys
 import time
@@ -49,7 +48,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from data import judges, plumbing  # verdicts on answers; command line, files, report
-from data.loading import encode, eos_tokens, layer_kinds, load_model
+from data.loading import encode, encode_pairs, eos_tokens, layer_kinds, load_model
 from data.plumbing import UserError, interval, messages, timed
 
 HERE = Path(__file__).resolve().parent
@@ -188,19 +187,6 @@ def load_pairs(cfg, split):
     if split == "train" and len({p.row["id"] for p in pairs}) < cfg.prompts:
         raise UserError(f"--prompts: there are not {cfg.prompts} training questions for a step")
     return pairs
-
-
-def encode_pairs(model, tokenizer, pairs, cfg):
-    """Pairs -> [(wrapped ids, clean ids)]. UserError if an answer has no room behind a prompt."""
-    context, known = model.config.max_position_embeddings, {}
-    for chat in itertools.chain(*((p.wrapped, p.clean) for p in pairs)):
-        key = json.dumps(chat)
-        if key not in known:
-            known[key] = encode(tokenizer, chat, cfg.thinking == "on")
-        if len(known[key]) + cfg.max_new_tokens > context:
-            raise UserError(f"a prompt of {len(known[key])} tokens and --max-new-tokens "
-                            f"{cfg.max_new_tokens} are over the context of {context}: {key[:60]}")
-    return [tuple(known[json.dumps(chat)] for chat in (p.wrapped, p.clean)) for p in pairs]
 
 
 # 3. Two policies in one set of weights: the adapter, and the switch that turns it off

@@ -1,4 +1,6 @@
 """Loading a model, applying its chat template, refusing what cannot work. Nothing of the method."""
+import itertools
+import json
 from pathlib import Path
 
 import jinja2
@@ -51,6 +53,19 @@ def encode(tokenizer, chat, thinking=False):
                                              return_dict=False, enable_thinking=thinking)
     except jinja2.TemplateError as e:  # Gemma's refuses system messages
         raise UserError(f"{tokenizer.name_or_path}: its chat template refuses a prompt: {e}")
+
+
+def encode_pairs(model, tokenizer, pairs, cfg):
+    """Pairs -> [(wrapped ids, clean ids)]. UserError if an answer has no room behind a prompt."""
+    context, known = model.config.max_position_embeddings, {}
+    for chat in itertools.chain(*((p.wrapped, p.clean) for p in pairs)):
+        key = json.dumps(chat)
+        if key not in known:
+            known[key] = encode(tokenizer, chat, cfg.thinking == "on")
+        if len(known[key]) + cfg.max_new_tokens > context:
+            raise UserError(f"a prompt of {len(known[key])} tokens and --max-new-tokens "
+                            f"{cfg.max_new_tokens} are over the context of {context}: {key[:60]}")
+    return [tuple(known[json.dumps(chat)] for chat in (p.wrapped, p.clean)) for p in pairs]
 
 
 def pick_dtype(cfg, config, device):
