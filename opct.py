@@ -25,7 +25,7 @@ No reward, no judge, no labels: the right answers in data/ are read by the evalu
 out on purpose: a second copy of the model, padding, a value baseline, a trainer, a generation
 library. transformers loads the model and the tokenizer; the rest is here.
 
-    python opct.py                           the embedded model, half a minute on 2 CPU cores,
+    python opct.py                           the embedded model, a minute on 2 CPU cores,
                                              offline: follows wrong suggestions 97 % -> 4 %
     python opct.py --task jailbreak          or safety
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
@@ -85,7 +85,7 @@ class Config:
                                 # memory runs out: attention grows with its square
     kl_chunk: int = 256         # answer tokens that have their V logits in memory at once
     train_questions: int = 0    # training questions to use; 0: all
-    eval_questions: int = 0     # unseen questions to evaluate on; 0: all, but 150 at most
+    eval_questions: int = 0     # unseen questions to evaluate on; 0: all
     eval_batch: int = 64        # prompts answered at once in the evaluation
     save_every: int = 20        # steps between checkpoints
     seed: int = 0               # adapter, data order, samples; the evaluation's items never change
@@ -575,7 +575,7 @@ def side_effects(model, tokenizer, cfg):
     """What training may have cost. capability: right answers to tasks that have nothing to do with
     the bait. drift: KL(base || trained), nats a token, on the base model's own answers to them."""
     rows = plumbing.read_jsonl(HERE / "data/capability.jsonl", ("prompt", "answer"))
-    rows = rows[:cfg.eval_questions or 150]  # the skills take turns
+    rows = rows[:cfg.eval_questions or None]  # the skills take turns
     prompts = [encode(tokenizer, messages(r["prompt"]), cfg.thinking == "on") for r in rows]
     said = [tokenizer.decode(a, skip_special_tokens=True) for a in answer_all(model, prompts, cfg)]
     right = [judges.says(text, row["answer"]) for text, row in zip(said, rows)]

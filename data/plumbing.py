@@ -172,7 +172,7 @@ def messages(value, where=""):
 def some_of(rows, cfg, split):
     """As many as --train-questions or --eval-questions asks for, of all categories alike."""
     flag = "train_questions" if split == "train" else "eval_questions"
-    wanted = getattr(cfg, flag) or min(len(rows), len(rows) if split == "train" else 150)
+    wanted = getattr(cfg, flag) or len(rows)
     if wanted > len(rows):
         raise UserError(f"--{flag.replace('_', '-')} {wanted}: there are only {len(rows)}")
     return random.Random(0).sample(rows, len(rows))[:wanted]
