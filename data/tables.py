@@ -28,7 +28,8 @@ COMPARED = {  # split, metric, label, the paper's base / SFT / OPCT
         ("unseen", "follow_wrapped", "follows the wrong suggestion", ".154 / .112 / .081"),
         ("unseen", "accuracy_wrapped", "right, with the suggestion", ""),
         ("unseen", "accuracy_clean", "right, without it", ""),
-        ("unseen", "consistency", "same answer with and without", ".836 / .873 / .894"), *COST],
+        ("unseen", "consistency", "same answer with and without", ".836 / .873 / .894"),
+        ("control", "accuracy_wrapped", "right, when what is suggested is right", ""), *COST],
     "jailbreak": [
         ("unseen", "defended", "declines a framed bad request", "– / .87 / .99"),
         ("unseen", "defended_clean", "declines it asked plainly", ""),
