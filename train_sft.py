@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from tqdm import tqdm
 
 import opct
 from data import judges, plumbing
+from data.checkpoint import Checkpoints
 from opct import (UserError, add_lora, answer_all, batches, check_reading, compare, encode_pairs,
                   eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed, token_kl)
 
@@ -132,9 +132,9 @@ def train(cfg):
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
     generator = torch.Generator(model.device).manual_seed(cfg.seed)
-    done = plumbing.load_checkpoint(out, model, optimizer, generator) if cfg.resume else 0
-    log = plumbing.open_log(out, cfg, done)
-    bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1)
+    kept = Checkpoints(out, cfg, model, optimizer, generator, prompts)
+    done = kept.load() if cfg.resume else 0
+    log = plumbing.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
@@ -143,24 +143,23 @@ def train(cfg):
             with timed(metrics["seconds"], "student", model):
                 loss.backward()
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
+            answers, rows = metrics.pop("answers"), [pairs[i].row for i in chosen]
             if not torch.isfinite(loss + norm):  # stop before the weights take it up
-                raise UserError(f"step {done + 1}: loss {loss.item()}, gradient {norm.item()}: "
-                                f"lower --lr; the weights of step {done} are kept in {out}")
-            with plumbing.no_ctrl_c():  # a step is whole or it was not
+                log.stop(done + 1, loss, norm, rows, answers)
+            metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),
+                           grad_norm=norm.item(), lr=optimizer.param_groups[0]["lr"])
+            with plumbing.no_interrupt():  # a step is whole or it was not
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1
-            metrics["follow"] = judges.follow_rate(
-                cfg.task, tokenizer, metrics.pop("answers"), [pairs[i].row for i in chosen])
-            plumbing.write_step(log, bar, {"step": done, **metrics, "grad_norm": norm.item(),
-                                           "lr": optimizer.param_groups[0]["lr"]})
+                log.step(done, metrics)
             if done % cfg.save_every == 0:
-                plumbing.save(out, cfg, model, optimizer, generator, done)
+                kept.save(done)
     except KeyboardInterrupt:
         raise UserError(f"stopped after step {done}; all is in {out}, --resume goes on with it")
     finally:  # whatever ended it, keep what there is
-        bar.close()
-        plumbing.save(out, cfg, model, optimizer, generator, done)
+        log.close()
+        kept.save(done)
     after = evaluate(model, tokenizer, held_out, cfg)
     return plumbing.report(out, cfg, model, before, after, time.time() - started)
 

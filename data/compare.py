@@ -27,7 +27,7 @@ def run(args, more, task, arm, seed):
     for steps in args.stages:
         kept = out / f"stage{steps}.json"
         if not kept.exists():
-            go_on = "--resume" if (out / "checkpoint/state.safetensors").exists() else "--overwrite"
+            go_on = "--resume" if any(out.glob("checkpoint/step-*")) else "--overwrite"
             subprocess.run([sys.executable, SCRIPTS[arm], "--model", args.model, "--task", task,
                             "--seed", str(seed), "--steps", str(steps), "--out", f"out/{name}",
                             go_on, *more], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -20,12 +20,21 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
     """Something only the user can mend: printed as one line, exit code 2."""
+
+    def __init__(self, message):
+        super().__init__(plain(message))
+
+
+def plain(text):
+    """No control characters: what a model or a data file says must not steer the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 # ---- command line and clock
@@ -56,6 +65,8 @@ def parse(Config, choices, argv):
 
 def exit_code(command):
     """Run it -> 0, or 2 after one line that says what is wrong and what to do."""
+    if in_main_thread():
+        signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C: keep what there is
     try:
         command()
         return 0
@@ -85,19 +96,28 @@ def timed(seconds, phase, model):
 
 
 @contextlib.contextmanager
-def no_ctrl_c():
-    """Ctrl-C waits until the end of this."""
+def no_interrupt():
+    """Ctrl-C and a request to terminate wait until the end of this."""
     came = []
-    kept = signal.signal(signal.SIGINT, lambda *_: came.append(1)) if in_main_thread() else None
-    yield
-    if in_main_thread():
-        signal.signal(signal.SIGINT, kept)
+    kept = {s: signal.signal(s, lambda *_: came.append(1)) for s in SIGNALS if in_main_thread()}
+    try:
+        yield
+    finally:
+        for s, handler in kept.items():
+            signal.signal(s, handler)
     if came:
         raise KeyboardInterrupt
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def in_main_thread():
     return threading.current_thread() is threading.main_thread()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def interval(values, questions):
@@ -118,7 +138,7 @@ def interval(values, questions):
 def read_jsonl(path, need=()):
     """-> the rows of a JSONL file. UserError names the file, the line and the missing field."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: {getattr(e, 'strerror', None) or 'not UTF-8 text'}")
     rows = []
@@ -127,7 +147,7 @@ def read_jsonl(path, need=()):
             continue
         try:
             row = json.loads(line)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{path}, line {number}: not JSON: {e}")
         for name in need:
             if not isinstance(row, dict) or row.get(name) in (None, "", []):
@@ -159,14 +179,21 @@ def read_task(cfg, split):
     return rows, [w for w in wrappers if (w["split"] == "train") == (split in ("train", "seen"))]
 
 
-def messages(value, where=""):
+ROLES = ("system", "user", "assistant")
+
+
+def messages(value, where="a prompt"):
     """Text or chat messages -> chat messages. UserError if it is neither."""
     chat = [{"role": "user", "content": value.strip()}] if isinstance(value, str) else value
     if not (isinstance(chat, list) and chat and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str)
-            and isinstance(m.get("content"), str) and m["content"].strip() for m in chat)):
+            isinstance(m, dict) and isinstance(m.get("content"), str) and m["content"].strip()
+            for m in chat)):
         raise UserError(f"{where} is neither text nor a list of messages with role and content")
-    return chat
+    for m in chat:  # a role goes into the template as it is
+        check(m.get("role") in ROLES, f"{where}: a role is none of {', '.join(ROLES)}")
+        check(m["content"].encode("utf-8", "ignore").decode() == m["content"],
+              f"{where}: holds half of a surrogate pair, which is no text")
+    return [{"role": m["role"], "content": m["content"]} for m in chat]
 
 
 def some_of(rows, cfg, split):
@@ -227,9 +254,15 @@ def is_patterns(value):
 # ---- written
 
 def write_text(path, text):
-    """Written beside and moved in place: a file is whole or it is the old one."""
+    """Written beside and moved into place: a file is whole or it is the old one."""
     beside = path.with_name(path.name + ".new")
     beside.write_text(text, encoding="utf-8")
+    move(beside, path)
+
+
+def move(beside, path):
+    with open(beside, "rb") as f:
+        os.fsync(f.fileno())
     os.replace(beside, path)
 
 
@@ -245,48 +278,7 @@ def write_tensors(path, tensors, metadata=None):
         safetensors.torch.save_file(tensors, beside, metadata)
     except safetensors.SafetensorError as e:  # a full disk comes as this
         raise OSError(f"{path}: {e}")
-    os.replace(beside, path)
-
-
-def trained(model):
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def save(out, cfg, model, optimizer, generator, step):
-    """The checkpoint (one file: weights, Adam's state, generator, step) and the adapter as PEFT
-    keeps it, so that PEFT and vLLM load the folder as it is."""
-    tensors, adam = {"generator": generator.get_state()}, optimizer.state_dict()["state"]
-    for i, (name, p) in enumerate(trained(model).items()):
-        tensors[name] = p
-        tensors.update({f"{key}/{name}": value for key, value in adam.get(i, {}).items()})
-    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-    write_tensors(out / "checkpoint/state.safetensors", tensors, {"step": str(step)})
-    if not cfg.lora_rank:
-        model.save_pretrained(out / "model")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model.name_or_path)
-        tokenizer.save_pretrained(out / "model")
-        return
-    write_tensors(out / "adapter_model.safetensors", {
-        f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in trained(model).items()})
-    write_text(out / "adapter_config.json", json.dumps({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": cfg.model,
-        "r": cfg.lora_rank, "lora_alpha": cfg.lora_alpha, "lora_dropout": 0.0, "bias": "none",
-        "target_modules": sorted({n.split(".")[-2] for n in trained(model)}),
-        "fan_in_fan_out": False, "inference_mode": True}, indent=1))
-
-
-def load_checkpoint(out, model, optimizer, generator):
-    """Weights, optimizer and generator as they were; -> the step they were at."""
-    with safetensors.safe_open(out / "checkpoint/state.safetensors", "pt") as f:
-        state, step = {n: f.get_tensor(n) for n in f.keys()}, int(f.metadata()["step"])
-    adam = optimizer.state_dict()
-    for i, (name, p) in enumerate(trained(model).items()):
-        p.data.copy_(state[name])
-        if step:
-            adam["state"][i] = {k: state[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-    optimizer.load_state_dict(adam)
-    generator.set_state(state["generator"])
-    return step
+    move(beside, path)
 
 
 def check_out(cfg):
@@ -295,7 +287,7 @@ def check_out(cfg):
     if (out / "log.jsonl").exists() and not (cfg.overwrite or cfg.resume):
         raise UserError(f"--out {out}: holds a run; --overwrite replaces it, --resume goes on with "
                         "it, another --out keeps both")
-    if cfg.resume and not (out / "checkpoint/state.safetensors").exists():
+    if cfg.resume and not any((out / "checkpoint").glob("step-*.safetensors")):
         raise UserError(f"--resume: there is no checkpoint in {out}")
     top = next(p for p in [out, *out.resolve().parents] if p.exists())
     if not top.is_dir() or not os.access(top, os.W_OK):
@@ -303,27 +295,77 @@ def check_out(cfg):
     return out
 
 
-def open_log(out, cfg, done):
-    """log.jsonl, cut to the steps done. Its first line: config and versions."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, first = out / "log.jsonl", {"config": asdict(cfg), "versions": versions()}
-    lines = path.read_text().splitlines()[1:done + 1] if done else []
-    write_text(path, "\n".join([json.dumps(first), *lines]) + "\n")
-    (out / "results.json").unlink(missing_ok=True)
-    return path.open("a")
+class Log:
+    """log.jsonl and the progress bar. The first line holds config and versions, then a line a step;
+    a run that goes on begins with the lines of the steps done."""
+
+    def __init__(self, out, cfg, done):
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, path = out, out / "log.jsonl"
+        lines = steps_in(path)[:done] if done else []
+        if len(lines) < done:
+            print(f"{path}: steps {len(lines) + 1} to {done} are lost", file=sys.stderr)
+        first = json.dumps({"config": asdict(cfg), "versions": versions()})
+        write_text(path, "\n".join([first, *map(json.dumps, lines)]) + "\n")
+        (out / "results.json").unlink(missing_ok=True)
+        self.file, self.lines = path.open("a", encoding="utf-8"), lines
+        self.bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1)
+
+    def step(self, step, metrics):
+        seconds = metrics.pop("seconds")
+        line = {"step": step, **metrics, "seconds": dict(seconds),
+                "tokens_per_second": metrics["tokens"] / sum(seconds.values())}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        follow = "" if line["follow"] is None else f"follow {line['follow']:.2f}, "
+        self.bar.set_postfix_str(
+            f"kl {line['kl']:.3f}, {follow}{line['tokens_per_second']:.0f} tokens/s")
+        self.bar.update()
+        self.lines.append({"kl": line["kl"], "cut": line["cut"]})
+        if step % WINDOW == 0 and (trouble := collapse(self.lines)):
+            self.bar.write(f"step {step}: {trouble}", file=sys.stderr)
+
+    def stop(self, step, loss, norm, rows, answers):
+        """The loss or the gradient is no number: keep what led to it, and end the run."""
+        write_text(self.out / "broken_step.json", json.dumps({
+            "step": step, "loss": str(loss.item()), "grad_norm": str(norm.item()), "rows": rows,
+            "answers": answers}))
+        raise UserError(f"step {step}: loss {loss.item()}, gradient {norm.item()}: lower --lr; the "
+                        f"weights of step {step - 1} and broken_step.json are kept in {self.out}")
+
+    def close(self):
+        self.bar.close()
+        self.file.close()
 
 
-def write_step(log, bar, metrics):
-    """One line of the log, and the progress bar."""
-    seconds = metrics.pop("seconds")
-    line = {"step": metrics.pop("step"), **metrics,
-            "tokens_per_second": metrics["tokens"] / sum(seconds.values()),
-            "seconds": dict(seconds)}
-    log.write(json.dumps(line) + "\n")
-    log.flush()
-    follow = "" if line["follow"] is None else f"follow {line['follow']:.2f}, "
-    bar.set_postfix_str(f"kl {line['kl']:.3f}, {follow}{line['tokens_per_second']:.0f} tokens/s")
-    bar.update()
+WINDOW = 20  # steps looked at for signs of a collapse
+
+
+def collapse(lines):
+    """What is going wrong, if the last steps look like it beside the first ones; else None."""
+    if len(lines) < 2 * WINDOW:
+        return None
+    (kl, cut), (kl_now, cut_now) = (
+        [sum(line[name] for line in part) / WINDOW for name in ("kl", "cut")]
+        for part in (lines[:WINDOW], lines[-WINDOW:]))
+    if cut_now > 0.95 and cut < 0.5:
+        return f"{cut_now:.0%} of the answers hit --max-new-tokens, {cut:.0%} at first; lower --lr?"
+    if kl_now > 1.5 * kl + 0.1:
+        return f"kl has risen from {kl:.2f} to {kl_now:.2f} nats a token; lower --lr?"
+    return None
+
+
+def steps_in(path):
+    """The whole lines of a log but its first, up to the first that is cut or out of turn."""
+    steps = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
+        try:
+            steps.append(json.loads(line))
+        except ValueError:
+            break
+        if not isinstance(steps[-1], dict) or steps[-1].get("step") != len(steps):
+            return steps[:-1]
+    return steps
 
 
 def versions():
@@ -351,11 +393,8 @@ def report(out, cfg, model, before, after, seconds):
                "seconds": round(seconds, 1), "before": before, "after": after,
                "transcript": transcript(answers)}
     write_jsonl(out / "answers.jsonl", answers)
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
-    # in a script element only "<" could end it; as \u003c it cannot
-    data = json.dumps({"results": results, "answers": answers, "log": log}).replace("<", "\\u003c")
-    page = (HERE / "answers.html").read_text(encoding="utf-8")
-    write_text(out / "answers.html", page.replace("{{DATA}}", data))
+    log = steps_in(out / "log.jsonl")
+    write_text(out / "answers.html", page({"results": results, "answers": answers, "log": log}))
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
     for turn in results["transcript"]:
         print("\n" + "\n".join(f"  {who:8}{text}" for who, text in turn.items()))
@@ -365,15 +404,16 @@ def report(out, cfg, model, before, after, seconds):
     return results
 
 
+def page(data):
+    """answers.html with its data. In a script element only "<" could end it; as \\u003c it cannot."""
+    data = json.dumps(data).replace("<", "\\u003c")
+    return (HERE / "answers.html").read_text(encoding="utf-8").replace("{{DATA}}", data)
+
+
 def values(result):
     """{name: value} of what matters first: the unseen split and the side effects."""
     shown = {**result["unseen"], "capability": result["capability"], "drift": result["drift"]}
     return {name: round(m["value"], 4) for name, m in shown.items()}
-
-
-def plain(text):
-    """No control characters: what a model wrote must not steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def transcript(answers, n=3):

@@ -169,3 +169,20 @@ def test_models_of_other_families_load_by_the_same_path(tmp_path, tiny):
         tiny[1].save_pretrained(tmp_path / kind)
         model, _ = opct.load_model(opct.Config(model=str(tmp_path / kind)))
         opct.check_reading(model, kind)
+
+
+def test_random_input_ends_in_a_sentence_or_a_right_result(tmp_path, tiny):
+    """The first few hundred of the 10,000 of tests/fuzz.py."""
+    import fuzz
+    seen = {fuzz.once(seed, tmp_path / "data.jsonl", *tiny) for seed in range(300)}
+    assert seen == {"refused", "taken"}
+
+
+def test_what_a_file_or_a_model_says_cannot_steer_the_terminal(capsys, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"clean": "a<|im_end|>\\u001b[2J\\u202e", "wrapped": "b"}\n' * 2
+                    + '{"clean": "c", "wrapped": "d"}')
+    assert opct.main(["--data", str(path), "--prompts", "1", "--out", str(tmp_path / "o")]) == 2
+    err = capsys.readouterr().err
+    assert "control token" in err and err.rstrip("\n").isprintable()
+    assert opct.plumbing.plain("a\x1b[2J\u202eb\n") == "a [2J b "

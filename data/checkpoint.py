@@ -1,0 +1,130 @@
+"""What a run can go on from: checkpoints that are whole or not there, and what they belong to."""
+import hashlib
+import json
+import sys
+from dataclasses import asdict
+
+import safetensors
+import torch
+import transformers
+
+from data.plumbing import UserError, no_interrupt, write_tensors, write_text
+
+KEEP = 2  # the last checkpoint, and the one before it in case that one is damaged
+# fields that do not change what is learned: a run may go on with other ones
+FREE = ("out", "overwrite", "resume", "steps", "eval_questions", "eval_batch", "save_every",
+        "judge", "targets")
+
+
+def digest(parts):
+    """sha256 of (name, tensor or bytes) pairs, in order."""
+    h = hashlib.sha256()
+    for name, value in parts:
+        h.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        h.update(value)
+    return h.hexdigest()
+
+
+def files(out):
+    """The checkpoints of a run, newest first."""
+    return sorted((out / "checkpoint").glob("step-*.safetensors"), reverse=True)
+
+
+def read(path):
+    """-> tensors, metadata. ValueError if the file is cut short or altered."""
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            tensors, about = {n: f.get_tensor(n) for n in f.keys()}, f.metadata() or {}
+    except safetensors.SafetensorError as e:
+        raise ValueError(str(e))
+    if about.get("sha256") != digest(sorted(tensors.items())):
+        raise ValueError("its contents do not fit its checksum")
+    return tensors, about
+
+
+class Checkpoints:
+    """The checkpoints of one run, each a file out/checkpoint/step-N.safetensors: trained weights,
+    Adam's state, the generator's, and what they belong to (settings, base weights, data)."""
+
+    def __init__(self, out, cfg, model, optimizer, generator, prompts):
+        self.out, self.cfg, self.model = out, cfg, model
+        self.optimizer, self.generator, self.saved = optimizer, generator, None
+        base = getattr(model, "frozen", {}) or {
+            n: p for n, p in model.named_parameters() if not p.requires_grad}
+        self.origin = {
+            "config": json.dumps({k: v for k, v in asdict(cfg).items() if k not in FREE}),
+            "model": digest(base.items()),
+            "data": digest([("prompts", json.dumps(prompts).encode())])}
+
+    def trained(self):
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def save(self, step):
+        """Written beside and moved into place; the one before is kept until this one is whole."""
+        if self.saved == step:
+            return
+        tensors = {"generator": self.generator.get_state()}
+        adam = self.optimizer.state_dict()["state"]
+        for i, (name, p) in enumerate(self.trained().items()):
+            tensors[name] = p
+            tensors.update({f"{key}/{name}": value for key, value in adam.get(i, {}).items()})
+        (self.out / "checkpoint").mkdir(parents=True, exist_ok=True)
+        about = {"step": str(step), "sha256": digest(sorted(tensors.items())), **self.origin}
+        with no_interrupt():
+            write_tensors(self.out / f"checkpoint/step-{step:08}.safetensors", tensors, about)
+            for old in files(self.out)[KEEP:]:
+                old.unlink()
+            self.save_trained()
+        self.saved = step
+
+    def save_trained(self):
+        """The adapter in PEFT's format, which PEFT and vLLM load as it is; with --lora-rank 0 the
+        model as a model folder."""
+        out, cfg, trained = self.out, self.cfg, self.trained()
+        if not cfg.lora_rank:
+            self.model.save_pretrained(out / "model")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model.name_or_path)
+            return tokenizer.save_pretrained(out / "model")
+        write_tensors(out / "adapter_model.safetensors", {
+            f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in trained.items()})
+        write_text(out / "adapter_config.json", json.dumps({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": cfg.model,
+            "r": cfg.lora_rank, "lora_alpha": cfg.lora_alpha, "lora_dropout": 0.0, "bias": "none",
+            "target_modules": sorted({n.split(".")[-2] for n in trained}),
+            "fan_in_fan_out": False, "inference_mode": True}, indent=1))
+
+    def load(self):
+        """The newest whole checkpoint into model, optimizer and generator -> its step. UserError if
+        it belongs to another run, or none is whole."""
+        for path in files(self.out):
+            try:
+                state, about = read(path)
+                break
+            except ValueError as e:
+                print(f"{path} is damaged ({e}); taking the one before it", file=sys.stderr)
+        else:
+            raise UserError(f"--resume: no checkpoint in {self.out} is whole; --overwrite begins "
+                            "the run anew")
+        self.refuse_another(about)
+        step, adam = int(about["step"]), self.optimizer.state_dict()
+        for i, (name, p) in enumerate(self.trained().items()):
+            p.data.copy_(state[name])
+            if step:
+                adam["state"][i] = {key: state[f"{key}/{name}"]
+                                    for key in ("step", "exp_avg", "exp_avg_sq")}
+        self.optimizer.load_state_dict(adam)
+        self.generator.set_state(state["generator"])
+        return step
+
+    def refuse_another(self, about):
+        was, now = json.loads(about["config"]), json.loads(self.origin["config"])
+        for name, value in now.items():
+            if was.get(name) != value:
+                raise UserError(f"--resume: the run was begun with --{name.replace('_', '-')} "
+                                f"{was.get(name)}, not {value}")
+        for name, what in (("model", "weights of the model"), ("data", "prompts to train on")):
+            if about[name] != self.origin[name]:
+                raise UserError(f"--resume: the {what} are not those the run was begun with; "
+                                "--overwrite begins it anew")
