@@ -46,7 +46,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import judges, plumbing  # verdicts on answers; command line, files, report
+from data import judges, plumbing, report  # verdicts on answers; command line, files, report
 from data.checkpoint import Checkpoints
 from data.loading import encode, encode_pairs, eos_tokens, layer_kinds, load_model
 from data.plumbing import UserError, interval, messages, timed
@@ -624,7 +624,7 @@ def train(cfg):
     generator = torch.Generator(model.device).manual_seed(cfg.seed)
     kept = Checkpoints(out, cfg, model, optimizer, generator, prompts)
     done = kept.load() if cfg.resume else 0
-    log = plumbing.Log(out, cfg, done)
+    log = report.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
@@ -650,7 +650,7 @@ def train(cfg):
         log.close()
         kept.save(done)
     after = evaluate(model, tokenizer, held_out, cfg)
-    return plumbing.report(out, cfg, model, before, after, time.time() - started)
+    return report.write(out, cfg, model, before, after, time.time() - started)
 
 
 # 9. Command line

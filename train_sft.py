@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 
 import opct
-from data import judges, plumbing
+from data import judges, plumbing, report
 from data.checkpoint import Checkpoints
 from opct import (UserError, add_lora, answer_all, batches, check_reading, compare, encode_pairs,
                   eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed, token_kl)
@@ -134,7 +134,7 @@ def train(cfg):
     generator = torch.Generator(model.device).manual_seed(cfg.seed)
     kept = Checkpoints(out, cfg, model, optimizer, generator, prompts)
     done = kept.load() if cfg.resume else 0
-    log = plumbing.Log(out, cfg, done)
+    log = report.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
@@ -161,7 +161,7 @@ def train(cfg):
         log.close()
         kept.save(done)
     after = evaluate(model, tokenizer, held_out, cfg)
-    return plumbing.report(out, cfg, model, before, after, time.time() - started)
+    return report.write(out, cfg, model, before, after, time.time() - started)
 
 
 if __name__ == "__main__":

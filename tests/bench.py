@@ -174,9 +174,9 @@ def main():
     try:
         import trl
         parts.append("whole step")
-        versions = {**opct.plumbing.versions(), "trl": trl.__version__}
+        versions = {**opct.report.versions(), "trl": trl.__version__}
     except ImportError:
-        versions = opct.plumbing.versions()
+        versions = opct.report.versions()
         print("TRL cannot be imported: the whole step is not compared", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         if not args.model:
@@ -184,8 +184,8 @@ def main():
         model = args.model or folder
         rows = [compare(part, model, dtype, args.runs, args.rounds) for part in parts
                 for dtype in ([args.dtype] if args.dtype else ["float32", "bfloat16"])]
-        hardware = opct.plumbing.hardware(load(model, "float32"))
-    print("\n".join(opct.plumbing.bench_table(rows)))
+        hardware = opct.report.hardware(load(model, "float32"))
+    print("\n".join(opct.report.bench_table(rows)))
     name = Path(args.model).name if args.model else "random weights in the shape of SmolLM2-135M"
     workload = {"model": name, "prompts": PROMPTS, "prompt_tokens": P, "answers": K,
                 "new_tokens": R}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import opct  # noqa: E402
-from data import judges, plumbing  # noqa: E402
+from data import judges, plumbing, report  # noqa: E402
 
 PIECES = ["<|im_end|>", "<|im_start|>", "<|im_start|>system\n", "<|endoftext|>", "<|im_", "end|>",
           "{{ messages }}", "{% raw %}", "</script>", "<script>alert(1)</script>", "<img onerror=x>",
@@ -95,7 +95,7 @@ def once(seed, path, model, tokenizer):
         answer = text(rng)
         verdict = judges.JUDGES[cfg.task](answer, pair.row)
         judges.gave_in(cfg.task, verdict, pair.row)
-        page = plumbing.page({"answers": [{**pair.row, "clean": answer}]})
+        page = report.page({"answers": [{**pair.row, "clean": answer}]})
         page.encode("utf-8")
         data = page.split('type="application/json">')[1].split("</script>")[0]
         assert "<" not in data and json.loads(data)["answers"][0]["clean"] == \
@@ -114,7 +114,7 @@ def main():
         count = Counter(once(seed, Path(folder) / "data.jsonl", *model_and_tokenizer)
                         for seed in range(args.inputs))
     result = {"inputs": args.inputs, **count, "tracebacks": 0,
-              "minutes": round((time.time() - began) / 60, 1), "versions": plumbing.versions()}
+              "minutes": round((time.time() - began) / 60, 1), "versions": report.versions()}
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

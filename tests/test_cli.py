@@ -116,7 +116,7 @@ def test_out_of_memory_says_which_flag_to_lower(monkeypatch, capsys):
 def test_no_space_is_said_in_one_line(monkeypatch, capsys, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(opct.plumbing, "save", full)
+    monkeypatch.setattr(opct.Checkpoints, "save", full)
     assert opct.main(["--out", str(tmp_path / "o"), "--steps", "1", "--eval-questions", "4"]) == 2
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
 

@@ -14,7 +14,7 @@ import opct
 import train_sft
 
 SHORT = dict(steps=3, prompts=2, samples=2, max_new_tokens=8, eval_questions=8, save_every=2,
-             device="cpu")
+             train_questions=40, device="cpu")
 BATCH = [(prompt_of(9, 1), prompt_of(6, 2)), (prompt_of(5, 3), prompt_of(8, 4))]
 TARGETS = [prompt_of(4, 5) + [2], prompt_of(6, 6) + [2]]
 
@@ -72,15 +72,15 @@ def run(tmp_path_factory):
 def test_targets_are_the_base_model_s_clean_answers_with_their_end_token(run, tiny):
     model, tokenizer = tiny
     rows = lines(run[0] / "targets.jsonl")
-    assert len(rows) == 394 and len({json.dumps(r["prompt"]) for r in rows}) == 394
+    assert len(rows) == 40 and len({json.dumps(r["prompt"]) for r in rows}) == 40
     ends = opct.eos_tokens(model)
-    assert sum(r["ids"][-1] in ends for r in rows) > 380
+    assert sum(r["ids"][-1] in ends for r in rows) > 36
     with_end = [r for r in rows if r["ids"][-1] in ends]
     assert all(tokenizer.decode(r["ids"], skip_special_tokens=True) == r["target"]
                for r in with_end[:20])
     right = {json.dumps(p.clean): p.row["answer"]
              for p in opct.load_pairs(opct.Config(), "train")}
-    assert sum(right[json.dumps(r["prompt"])] in r["target"] for r in rows) > 350
+    assert sum(right[json.dumps(r["prompt"])] in r["target"] for r in rows) > 36
 
 
 def test_its_files_and_log_compare_with_those_of_opct(run):

@@ -10,7 +10,7 @@ from conftest import ROOT
 import opct
 
 SHORT = dict(steps=4, prompts=4, samples=2, max_new_tokens=8, eval_questions=8, save_every=2,
-             device="cpu")
+             train_questions=8, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_own_pairs_train_end_to_end(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     results = opct.train(opct.Config(out=str(tmp_path / "own"), data=str(path), **{
-        **SHORT, "eval_questions": 2, "steps": 1}))
+        **SHORT, "eval_questions": 2, "steps": 1, "train_questions": 0}))
     assert set(results["after"]["unseen"]) == {"consistency", "unparsed", "kl"}
 
 

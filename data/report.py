@@ -1,0 +1,168 @@
+"""What a run writes while it goes and when it ends: log.jsonl, results.json, answers, the tables."""
+import json
+import platform
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from data.plumbing import HERE, UserError, plain, write_jsonl, write_text
+
+
+class Log:
+    """log.jsonl and the progress bar. The first line holds config and versions, then a line a step;
+    a run that goes on begins with the lines of the steps done."""
+
+    def __init__(self, out, cfg, done):
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, path = out, out / "log.jsonl"
+        lines = steps_in(path)[:done] if done else []
+        if len(lines) < done:
+            print(f"{path}: steps {len(lines) + 1} to {done} are lost", file=sys.stderr)
+        first = json.dumps({"config": asdict(cfg), "versions": versions()})
+        write_text(path, "\n".join([first, *map(json.dumps, lines)]) + "\n")
+        (out / "results.json").unlink(missing_ok=True)
+        self.file, self.lines = path.open("a", encoding="utf-8"), lines
+        self.bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1)
+
+    def step(self, step, metrics):
+        seconds = metrics.pop("seconds")
+        line = {"step": step, **metrics, "seconds": dict(seconds),
+                "tokens_per_second": metrics["tokens"] / sum(seconds.values())}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        follow = "" if line["follow"] is None else f"follow {line['follow']:.2f}, "
+        self.bar.set_postfix_str(
+            f"kl {line['kl']:.3f}, {follow}{line['tokens_per_second']:.0f} tokens/s")
+        self.bar.update()
+        self.lines.append({"kl": line["kl"], "cut": line["cut"]})
+        if step % WINDOW == 0 and (trouble := collapse(self.lines)):
+            self.bar.write(f"step {step}: {trouble}", file=sys.stderr)
+
+    def stop(self, step, loss, norm, rows, answers):
+        """The loss or the gradient is no number: keep what led to it, and end the run."""
+        write_text(self.out / "broken_step.json", json.dumps({
+            "step": step, "loss": str(loss.item()), "grad_norm": str(norm.item()), "rows": rows,
+            "answers": answers}))
+        raise UserError(f"step {step}: loss {loss.item()}, gradient {norm.item()}: lower --lr; the "
+                        f"weights of step {step - 1} and broken_step.json are kept in {self.out}")
+
+    def close(self):
+        self.bar.close()
+        self.file.close()
+
+
+WINDOW = 20  # steps looked at for signs of a collapse
+
+
+def collapse(lines):
+    """What is going wrong, if the last steps look like it beside the first ones; else None."""
+    if len(lines) < 2 * WINDOW:
+        return None
+    (kl, cut), (kl_now, cut_now) = (
+        [sum(line[name] for line in part) / WINDOW for name in ("kl", "cut")]
+        for part in (lines[:WINDOW], lines[-WINDOW:]))
+    if cut_now > 0.95 and cut < 0.5:
+        return f"{cut_now:.0%} of the answers hit --max-new-tokens, {cut:.0%} at first; lower --lr?"
+    if kl_now > 1.5 * kl + 0.1:
+        return f"kl has risen from {kl:.2f} to {kl_now:.2f} nats a token; lower --lr?"
+    return None
+
+
+def steps_in(path):
+    """The whole lines of a log but its first, up to the first that is cut or out of turn."""
+    steps = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
+        try:
+            steps.append(json.loads(line))
+        except ValueError:
+            break
+        if not isinstance(steps[-1], dict) or steps[-1].get("step") != len(steps):
+            return steps[:-1]
+    return steps
+
+
+def versions():
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__}
+
+
+def hardware(model):
+    """What the seconds were measured on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = re.search(r"model name\s*: (.*)", info)
+    return {"cpu": cpu[1] if cpu else platform.processor(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if model.device.type == "cuda" else None,
+            "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def write(out, cfg, model, before, after, seconds):
+    """Write results, answers and their page; print transcript, table and one JSON line."""
+    sides = ("clean", "clean_verdict", "wrapped", "wrapped_verdict", "gave_in", "tokens")
+    answers = [{**{k: v for k, v in b.items() if k not in sides},
+                "before": {k: b[k] for k in sides if k in b},
+                "after": {k: a[k] for k in sides if k in a}}
+               for b, a in zip(before.pop("answers"), after.pop("answers"))]
+    results = {"config": asdict(cfg), "versions": versions(), "hardware": hardware(model),
+               "seconds": round(seconds, 1), "before": before, "after": after,
+               "transcript": transcript(answers)}
+    write_jsonl(out / "answers.jsonl", answers)
+    log = steps_in(out / "log.jsonl")
+    write_text(out / "answers.html", page({"results": results, "answers": answers, "log": log}))
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    for turn in results["transcript"]:
+        print("\n" + "\n".join(f"  {who:8}{text}" for who, text in turn.items()))
+    print("\n" + "\n".join(table(results)) + f"\n\n{out}/answers.html shows every answer\n")
+    print(json.dumps({"out": str(out), "seconds": results["seconds"],
+                      "before": values(before), "after": values(after)}))
+    return results
+
+
+def page(data):
+    """answers.html with its data. In a script element only "<" could end it; as \\u003c it cannot."""
+    data = json.dumps(data).replace("<", "\\u003c")
+    return (HERE / "answers.html").read_text(encoding="utf-8").replace("{{DATA}}", data)
+
+
+def values(result):
+    """{name: value} of what matters first: the unseen split and the side effects."""
+    shown = {**result["unseen"], "capability": result["capability"], "drift": result["drift"]}
+    return {name: round(m["value"], 4) for name, m in shown.items()}
+
+
+def transcript(answers, n=3):
+    """The same prompts before and after; first those where the model gave in."""
+    unseen = [a for a in answers if a["split"] == "unseen"]
+    gave_in = [a for a in unseen if a["before"]["gave_in"]]
+    return [{"user": plain(a["wrapped_prompt"][-1]["content"]),
+             "before": plain(a["before"]["wrapped"]),
+             "after": plain(a["after"]["wrapped"])} for a in (gave_in or unseen)[:n]]
+
+
+def rows_of(result):
+    """{"unseen": {...}, ..., "drift": ...} -> [(split, metric, interval)]"""
+    return [(split, name, m) for split, metrics in result.items()
+            for name, m in (metrics.items() if "value" not in metrics else [("", metrics)])]
+
+
+def bench_table(rows):
+    """The lines of tests/bench.py's table."""
+    lines = [f"{'':12}{'dtype':10}  ours, s rival, s  faster ours, GB rival, GB  rival"]
+    for r in rows:
+        lines.append(f"{r['part']:12}{r['dtype']:10}{r['ours_s']:9.2f}{r['rival_s']:9.2f}"
+                     f"{r['times_faster']:7.1f}x{r['ours_gb']:9.2f}{r['rival_gb']:10.2f}"
+                     f"  {r['rival']}")
+    return lines
+
+
+def table(results):
+    """The lines of a run's table: before and after, with the after's interval."""
+    lines = [f"{'':27}{'before':>8}{'after':>8}   95 % interval      n"]
+    for (split, name, b), (_, _, a) in zip(rows_of(results["before"]), rows_of(results["after"])):
+        lines.append(f"{split + ' ' + name if name else split:27}{b['value']:8.3f}{a['value']:8.3f}"
+                     f"   {a['low']:.3f} to {a['high']:.3f}{a['n']:7}")
+    return lines
