@@ -194,11 +194,24 @@ def bench_table():
     return "\n".join(lines)
 
 
+def reliability():
+    """What tests/kills.py and tests/fuzz.py left."""
+    kills, fuzz = load("kills.json")[0], load("fuzz.json")[0]
+    return "\n".join([
+        "| | | |", "| --- | --- | --- |",
+        f"| runs killed at random moments, then continued | {kills['same']} of {kills['kills']} end "
+        f"bitwise the same | {kills['minutes']} minutes |",
+        f"| random data files | {fuzz['tracebacks']} tracebacks in {fuzz['inputs']:,}: "
+        f"{fuzz['refused']:,} refused in one line, {fuzz['taken']:,} taken | "
+        f"{fuzz['minutes']} minutes |"])
+
+
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared": lambda: compared("tiny"), "loops": loop_diff,
           "curves": lambda: curves("tiny"),
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
+          "reliability": reliability,
           "bench": bench_table}
 
 
