@@ -46,8 +46,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import judges, plumbing, report  # verdicts on answers; command line, files, report
+from data import judges, plumbing, ranks, report  # verdicts; command line; processes; what is left
 from data.checkpoint import Checkpoints
+from data.fast import packed_weights, replayed, stretch
 from data.loading import encode, encode_pairs, eos_tokens, layer_kinds, load_model
 from data.plumbing import UserError, interval, messages, timed
 
@@ -84,6 +85,8 @@ class Config:
     token_budget: int = 512     # tokens read at once (a row); raise it on a GPU, lower it when
                                 # memory runs out: attention grows with its square
     kl_chunk: int = 256         # answer tokens that have their V logits in memory at once
+    gradient_checkpointing: bool = False  # keep of each layer its input only: a fifth of the memory
+                                          # of activations, a third more time
     train_questions: int = 0    # training questions to use; 0: all
     eval_questions: int = 0     # unseen questions to evaluate on; 0: all
     eval_batch: int = 64        # prompts answered at once in the evaluation
@@ -106,6 +109,7 @@ def parse_config(argv=None, Config=Config):
     """Command line (list of strings; None: sys.argv) -> Config. UserError names a bad flag."""
     cfg = plumbing.parse(Config, CHOICES, argv)
     judges.load(cfg)  # a judge that cannot be imported is said now, not after the training
+    ranks.check(cfg)
     return cfg
 
 
@@ -281,10 +285,6 @@ class KVCache:
         """Only these rows (indices), in this order."""
         self.layers = [[slots[rows.to(slots.device)] for slots in layer] for layer in self.layers]
 
-    def move(self, cursor):
-        """The next token of each row goes to these slots, (rows,)."""
-        self.cursor, self.end = cursor, int(cursor.max()) + 1
-
 
 def run(model, ids, positions, visible, distance, cache=None):
     """The model up to its head: ids (B, Q) -> hidden states (B, Q, H). visible (B, Q, T) bool says
@@ -313,14 +313,15 @@ def head(model, hidden):
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
-def pick(logits, temperature, generator):
-    """Logits (rows, V) -> a token for each row. No top-k, no top-p: the KL is taken under the very
-    distribution that is sampled here, and only at temperature 1 is that the model's own."""
+def pick(logits, temperature, chance):
+    """Logits (rows, V), chance (rows,) uniform in [0, 1) -> a token for each row. No top-k, no
+    top-p: the KL is taken under the very distribution that is sampled here, and only at temperature
+    1 is that the model's own."""
     if temperature == 0:
         return logits.argmax(-1)
     cdf = F.softmax(logits.float() / temperature, -1).cumsum(-1)  # (rows, V)
     # one random number a row; torch.multinomial draws V, a quarter of a decode step on a CPU
-    u = torch.rand(len(cdf), 1, generator=generator, device=cdf.device) * cdf[:, -1:]  # (rows, 1)
+    u = chance[:, None] * cdf[:, -1:]  # (rows, 1)
     return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)  # (rows,)
 
 
@@ -343,27 +344,43 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     cache.keep(which)
     cache.fork(samples)
     which = which.repeat_interleave(samples)  # (B*K,)
-    hidden = hidden[which, length[which] - 1]  # (B*K, H) the state that predicts the first token
-    cursor = length[which].to(device)  # (B*K,) where that token will go
+    start = length[which].to(device)  # (B*K,) where the first token of the answer will go
+    hidden = hidden[which, length[which] - 1]  # (B*K, H) the state that predicts it
     ends = torch.tensor(sorted(eos), dtype=torch.long, device=device)  # (E,)
     out = torch.zeros(len(which), max_new_tokens, dtype=torch.long, device=device)  # (B*K, R)
+    # every token's chance is drawn ahead: an answer does not depend on when others are dropped
+    chance = torch.zeros(out.shape, device=device) if temperature == 0 else torch.rand(
+        out.shape, generator=generator, device=device)  # (B*K, R)
     alive = torch.arange(len(which), device=device)  # (rows,) which answer a row of the cache is
-    done = torch.zeros_like(alive, dtype=torch.bool)  # (rows,)
-    for n in range(max_new_tokens):
-        token = pick(head(model, hidden), temperature, generator)  # (rows,)
-        out[alive, n] = token
-        done |= torch.isin(token, ends)
-        if done.all() or n + 1 == max_new_tokens:
-            break
-        if done.float().mean() > 0.25:  # dropping rows copies the cache; by now that costs less
-            left = (~done).nonzero()[:, 0]  # (fewer rows,)
-            cache.keep(left)
-            token, cursor, alive, done = token[left], cursor[left], alive[left], done[left]
-        cache.move(cursor)
-        slots = torch.arange(cache.end, device=device)  # (T,)
-        distance = (cursor[:, None] - slots)[:, None]  # (rows, 1, T)
+    out[:, 0] = token = pick(head(model, hidden), temperature, chance[:, 0])  # (rows,)
+    done, cursor = torch.isin(token, ends), start.clone()  # (rows,) both; token goes to cursor
+
+    def step():
+        """One more token for every row. Works in place, so that replayed() can record it."""
+        cache.cursor = cursor
+        distance = (cursor[:, None] - torch.arange(cache.end, device=device))[:, None]
         hidden = run(model, token[:, None], cursor[:, None], distance >= 0, distance, cache)[:, 0]
-        cursor = cursor + 1
+        cursor.add_(1)
+        n = cursor - start[alive]  # (rows,) which token of its answer this is
+        token.copy_(pick(head(model, hidden), temperature, chance[alive, n]))
+        out[alive, n] = token
+        done.logical_or_(torch.isin(token, ends))
+
+    wait, grow = stretch(device)
+    with packed_weights(model):
+        for n in range(1, max_new_tokens):
+            if (n - 1) % wait == 0:
+                if done.all():
+                    break
+                few = done.float().mean() > 0.25  # dropping copies the cache; now that costs less
+                if few:
+                    left = (~done).nonzero()[:, 0]  # (fewer rows,)
+                    cache.keep(left)
+                    token, cursor, alive, done = token[left], cursor[left], alive[left], done[left]
+                end = min(-(-(int(cursor.max()) + wait) // grow) * grow, P + max_new_tokens)
+                if few or end != cache.end:
+                    cache.end, decode = end, replayed(step, device)
+            decode()
     answers = [up_to_end(answer, eos) for answer in out.tolist()]
     return [answers[i:i + samples] for i in range(0, len(answers), samples)]
 
@@ -503,7 +520,8 @@ def opct_loss(model, batch, cfg, generator):
         answers = sample(model, [wrapped for wrapped, _ in batch], cfg.samples, cfg.max_new_tokens,
                          1.0, ends, generator)
     flat = [answer for group in answers for answer in group]
-    tokens = sum(map(len, flat))
+    tokens, count, cut = ranks.total(  # of all processes, if there are several
+        sum(map(len, flat)), len(flat), sum(a[-1] not in ends for a in flat))
     kl = token_kl_sampled if cfg.kl == "sampled" else token_kl
     loss = torch.zeros((), device=model.device)
     for row in micro_batches(batch, answers, cfg.token_budget):
@@ -511,8 +529,8 @@ def opct_loss(model, batch, cfg, generator):
             with timed(seconds, "student", model):
                 loss.backward()
         loss = loss.detach() + compare(model, row, cfg, kl, seconds).sum() / tokens
-    return loss, {"kl": loss.item(), "tokens": tokens, "answer_length": tokens / len(flat),
-                  "cut": sum(a[-1] not in ends for a in flat) / len(flat), "seconds": seconds,
+    return loss, {"kl": ranks.total(loss.item())[0], "tokens": tokens,
+                  "answer_length": tokens / count, "cut": cut / count, "seconds": seconds,
                   "answers": answers}
 
 
@@ -535,12 +553,13 @@ def check_reading(model, name):
 
 def answer_all(model, prompts, cfg, temperature=0.0, generator=None):
     """One answer (token ids) to each prompt, the prompts of like length together."""
-    order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
-    for at in range(0, len(order), cfg.eval_batch):
-        part = order[at:at + cfg.eval_batch]
-        got = sample(model, [prompts[i] for i in part], 1, cfg.max_new_tokens, temperature,
+    order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), []
+    mine = [prompts[i] for i in ranks.share(order)]
+    for at in range(0, len(mine), cfg.eval_batch):
+        got = sample(model, mine[at:at + cfg.eval_batch], 1, cfg.max_new_tokens, temperature,
                      eos_tokens(model), generator)
-        answers.update((i, group[0]) for i, group in zip(part, got))
+        answers += [group[0] for group in got]
+    answers = dict(zip(order, ranks.gather(answers)))
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -553,7 +572,7 @@ def evaluate(model, tokenizer, pairs, cfg):
     asked = list(dict.fromkeys(tuple(ids) for pair in encoded for ids in pair))
     reply = dict(zip(asked, answer_all(model, asked, cfg)))
     items = []
-    for pair, (wrapped, clean) in zip(pairs, encoded):
+    for pair, (wrapped, clean) in ranks.share(list(zip(pairs, encoded))):
         item = {**pair.row, "split": "unseen" if pair.split == "eval" else pair.split,
                 "wrapper": pair.wrapper, "clean_prompt": pair.clean, "wrapped_prompt": pair.wrapped}
         for side, ids in (("clean", clean), ("wrapped", wrapped)):
@@ -565,6 +584,7 @@ def evaluate(model, tokenizer, pairs, cfg):
             kl = compare(model, [((wrapped, clean), [answer])], cfg)  # (N,)
             item["tokens"] = [[tokenizer.decode([t]), x] for t, x in zip(answer, kl.tolist())]
         items.append(item)
+    items = ranks.gather(items)
     result = {split: judges.summary(cfg.task, [i for i in items if i["split"] == split])
               for split in dict.fromkeys(i["split"] for i in items)}
     return {**result, **side_effects(model, tokenizer, cfg), "answers": items}
@@ -580,16 +600,16 @@ def side_effects(model, tokenizer, cfg):
     said = [tokenizer.decode(a, skip_special_tokens=True) for a in answer_all(model, prompts, cfg)]
     right = [judges.says(text, row["answer"]) for text, row in zip(said, rows)]
     with teacher(model):
-        dice = torch.Generator(model.device).manual_seed(0)
+        dice = ranks.generator(model.device, "drift")
         base = answer_all(model, prompts, cfg, 1.0, dice)
-    drift, owner = [], []
-    for n, (prompt, answer) in enumerate(zip(prompts, base)):
+    drift = []
+    for prompt, answer in ranks.share(list(zip(prompts, base))):
         packed = pack([prompt], [[answer]])
         with teacher(model):
             before = head(model, read(model, packed))  # (N, V)
-        drift += token_kl(before, head(model, read(model, packed))).tolist()
-        owner += [n] * len(answer)
-    return {"capability": interval(right, range(len(rows))), "drift": interval(drift, owner)}
+        drift.append(token_kl(before, head(model, read(model, packed))).tolist())
+    drift = [(kl, n) for n, answer in enumerate(ranks.gather(drift)) for kl in answer]
+    return {"capability": interval(right, range(len(rows))), "drift": interval(*zip(*drift))}
 
 
 # 8. Train: the loop
@@ -621,18 +641,20 @@ def train(cfg):
 
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
-    generator = torch.Generator(model.device).manual_seed(cfg.seed)
-    kept = Checkpoints(out, cfg, model, optimizer, generator, prompts)
+    kept = Checkpoints(out, cfg, model, optimizer, prompts)
     done = kept.load() if cfg.resume else 0
     log = report.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
-            loss, metrics = opct_loss(model, [prompts[i] for i in chosen], cfg, generator)
+            batch = [prompts[i] for i in ranks.share(chosen)]  # with torchrun: this process's part
+            dice = ranks.generator(model.device, cfg.seed, done)
+            loss, metrics = opct_loss(model, batch, cfg, dice)
             with timed(metrics["seconds"], "student", model):
                 loss.backward()
+                ranks.sum_gradients(params)
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-            answers, rows = metrics.pop("answers"), [pairs[i].row for i in chosen]
+            answers, rows = ranks.gather(metrics.pop("answers")), [pairs[i].row for i in chosen]
             if not torch.isfinite(loss + norm):  # stop before the weights take it up
                 log.stop(done + 1, loss, norm, rows, answers)
             metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),
@@ -658,7 +680,8 @@ def train(cfg):
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
-    return plumbing.exit_code(lambda: train(parse_config(argv, Config)))
+    with ranks.joined():
+        return plumbing.exit_code(lambda: train(parse_config(argv, Config)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 
 import opct
-from data import judges, plumbing, report
+from data import judges, plumbing, ranks, report
 from data.checkpoint import Checkpoints
 from opct import (UserError, add_lora, answer_all, batches, check_reading, compare, encode_pairs,
                   eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed, token_kl)
@@ -64,12 +64,13 @@ def make_targets(model, tokenizer, pairs, prompts, cfg):
         targets = {chat: target_ids(known[chat], tokenizer, path, cfg.max_new_tokens)
                    for chat in asked}
     else:
-        dice = torch.Generator(model.device).manual_seed(cfg.seed)
+        dice = ranks.generator(model.device, cfg.seed, "targets")
         answers = answer_all(model, list(asked.values()), cfg, cfg.target_temperature, dice)
         targets = dict(zip(asked, answers))
     rows = [{"prompt": json.loads(chat), "target": tokenizer.decode(ids, skip_special_tokens=True),
              "ids": ids} for chat, ids in targets.items()]
-    plumbing.write_jsonl(Path(cfg.out) / "targets.jsonl", rows)
+    if ranks.rank() == 0:
+        plumbing.write_jsonl(Path(cfg.out) / "targets.jsonl", rows)
     return [targets[json.dumps(pair.clean)] for pair in pairs]
 
 
@@ -96,7 +97,9 @@ def token_nll(student, target):
 def sft_loss(model, batch, targets, cfg):
     """One step on prompts [(wrapped ids, clean ids), ...] and their targets -> loss (nats a token),
     metrics. Rows as in opct_loss. kl, which opct_loss minimises, is measured, not trained."""
-    seconds, ends, tokens = Counter(), eos_tokens(model), sum(map(len, targets))
+    seconds, ends = Counter(), eos_tokens(model)
+    tokens, count, cut = ranks.total(  # of all processes, if there are several
+        sum(map(len, targets)), len(targets), sum(t[-1] not in ends for t in targets))
 
     def both(s, t, target):  # (n, V), (n, V), (n,) -> (n, 2)
         return torch.stack([token_nll(s, target), token_kl(s, t).detach()], -1)
@@ -108,10 +111,10 @@ def sft_loss(model, batch, targets, cfg):
                 loss.backward()
         nll, row_kl = (compare(model, row, cfg, both, seconds).sum(0) / tokens).unbind()
         loss, kl = loss.detach() + nll, kl + row_kl.item()
-    return loss, {"loss": loss.item(), "kl": kl, "tokens": tokens,
-                  "answer_length": tokens / len(targets),
-                  "cut": sum(t[-1] not in ends for t in targets) / len(targets),
-                  "seconds": seconds, "answers": [[target] for target in targets]}
+    nll, kl = ranks.total(loss.item(), kl)
+    return loss, {"loss": nll, "kl": kl, "tokens": tokens, "answer_length": tokens / count,
+                  "cut": cut / count, "seconds": seconds,
+                  "answers": [[target] for target in targets]}
 
 
 # 4. Train: the loop of opct.py. A line that differs says so
@@ -131,19 +134,20 @@ def train(cfg):
 
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
-    generator = torch.Generator(model.device).manual_seed(cfg.seed)
-    kept = Checkpoints(out, cfg, model, optimizer, generator, prompts)
+    kept = Checkpoints(out, cfg, model, optimizer, prompts)
     done = kept.load() if cfg.resume else 0
     log = report.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
             optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (done + 1) / max(1, cfg.warmup))
-            loss, metrics = sft_loss(model, [prompts[i] for i in chosen],  # SFT: no sampling
-                                     [targets[i] for i in chosen], cfg)  # SFT: learn these
+            batch = [prompts[i] for i in ranks.share(chosen)]  # with torchrun: this process's part
+            answers = [targets[i] for i in ranks.share(chosen)]  # SFT: not sampled
+            loss, metrics = sft_loss(model, batch, answers, cfg)  # SFT: learn these
             with timed(metrics["seconds"], "student", model):
                 loss.backward()
+                ranks.sum_gradients(params)
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-            answers, rows = metrics.pop("answers"), [pairs[i].row for i in chosen]
+            answers, rows = ranks.gather(metrics.pop("answers")), [pairs[i].row for i in chosen]
             if not torch.isfinite(loss + norm):  # stop before the weights take it up
                 log.stop(done + 1, loss, norm, rows, answers)
             metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),

@@ -8,12 +8,13 @@ import safetensors
 import torch
 import transformers
 
+from data import ranks
 from data.plumbing import UserError, no_interrupt, write_tensors, write_text
 
 KEEP = 2  # the last checkpoint, and the one before it in case that one is damaged
 # fields that do not change what is learned: a run may go on with other ones
 FREE = ("out", "overwrite", "resume", "steps", "eval_questions", "eval_batch", "save_every",
-        "judge", "targets")
+        "judge", "targets", "gradient_checkpointing")
 
 
 def digest(parts):
@@ -46,11 +47,11 @@ def read(path):
 
 class Checkpoints:
     """The checkpoints of one run, each a file out/checkpoint/step-N.safetensors: trained weights,
-    Adam's state, the generator's, and what they belong to (settings, base weights, data)."""
+    Adam's state, and what they belong to (settings, base weights, data)."""
 
-    def __init__(self, out, cfg, model, optimizer, generator, prompts):
+    def __init__(self, out, cfg, model, optimizer, prompts):
         self.out, self.cfg, self.model = out, cfg, model
-        self.optimizer, self.generator, self.saved = optimizer, generator, None
+        self.optimizer, self.saved = optimizer, None
         base = getattr(model, "frozen", {}) or {
             n: p for n, p in model.named_parameters() if not p.requires_grad}
         self.origin = {
@@ -63,9 +64,9 @@ class Checkpoints:
 
     def save(self, step):
         """Written beside and moved into place; the one before is kept until this one is whole."""
-        if self.saved == step:
+        if self.saved == step or ranks.rank() > 0:
             return
-        tensors = {"generator": self.generator.get_state()}
+        tensors = {}
         adam = self.optimizer.state_dict()["state"]
         for i, (name, p) in enumerate(self.trained().items()):
             tensors[name] = p
@@ -96,7 +97,7 @@ class Checkpoints:
             "fan_in_fan_out": False, "inference_mode": True}, indent=1))
 
     def load(self):
-        """The newest whole checkpoint into model, optimizer and generator -> its step. UserError if
+        """The newest whole checkpoint into model and optimizer -> its step. UserError if
         it belongs to another run, or none is whole."""
         for path in files(self.out):
             try:
@@ -115,7 +116,6 @@ class Checkpoints:
                 adam["state"][i] = {key: state[f"{key}/{name}"]
                                     for key in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict(adam)
-        self.generator.set_state(state["generator"])
         return step
 
     def refuse_another(self, about):

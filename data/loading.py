@@ -7,6 +7,7 @@ import jinja2
 import torch
 import transformers
 
+from data.fast import recompute_layers
 from data.plumbing import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,8 @@ def load_model(cfg):
         where = "cannot be loaded" if local.is_dir() else "no such folder, nor on the hub"
         why = str(e).strip().splitlines()[0]
         raise UserError(f"--model {cfg.model} --device {device}: {where}: {why}")
+    if cfg.gradient_checkpointing:
+        recompute_layers(model)
     ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
     model.generation_config.eos_token_id = sorted(ends)
     return model.requires_grad_(False), tokenizer

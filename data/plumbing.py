@@ -77,7 +77,8 @@ def exit_code(command):
         message = f"out of memory; lower --token-budget, --prompts, --samples or --eval-batch ({e})"
     except OSError as e:
         message = f"cannot read or write: {e}"
-    print(f"error: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK")
+    print(f"error{f' in rank {rank}' if rank else ''}: {message}", file=sys.stderr)
     return 2
 
 

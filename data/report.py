@@ -1,5 +1,6 @@
 """What a run writes while it goes and when it ends: log.jsonl, results.json, answers, the tables."""
 import json
+import os
 import platform
 import re
 import sys
@@ -10,6 +11,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from data import ranks
 from data.plumbing import HERE, UserError, plain, write_jsonl, write_text
 
 
@@ -18,16 +20,23 @@ class Log:
     a run that goes on begins with the lines of the steps done."""
 
     def __init__(self, out, cfg, done):
-        out.mkdir(parents=True, exist_ok=True)
         self.out, path = out, out / "log.jsonl"
         lines = steps_in(path)[:done] if done else []
         if len(lines) < done:
             print(f"{path}: steps {len(lines) + 1} to {done} are lost", file=sys.stderr)
+        if ranks.rank() > 0:  # the first rank writes for all
+            path = Path(os.devnull)
+        else:
+            self.begin(path, cfg, lines)
+        self.file, self.lines = path.open("a", encoding="utf-8"), lines
+        self.bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1,
+                        disable=ranks.rank() > 0)
+
+    def begin(self, path, cfg, lines):
+        self.out.mkdir(parents=True, exist_ok=True)
         first = json.dumps({"config": asdict(cfg), "versions": versions()})
         write_text(path, "\n".join([first, *map(json.dumps, lines)]) + "\n")
-        (out / "results.json").unlink(missing_ok=True)
-        self.file, self.lines = path.open("a", encoding="utf-8"), lines
-        self.bar = tqdm(total=cfg.steps, initial=done, unit="step", mininterval=1)
+        (self.out / "results.json").unlink(missing_ok=True)
 
     def step(self, step, metrics):
         seconds = metrics.pop("seconds")
@@ -40,14 +49,15 @@ class Log:
             f"kl {line['kl']:.3f}, {follow}{line['tokens_per_second']:.0f} tokens/s")
         self.bar.update()
         self.lines.append({"kl": line["kl"], "cut": line["cut"]})
-        if step % WINDOW == 0 and (trouble := collapse(self.lines)):
+        if step % WINDOW == 0 and ranks.rank() == 0 and (trouble := collapse(self.lines)):
             self.bar.write(f"step {step}: {trouble}", file=sys.stderr)
 
     def stop(self, step, loss, norm, rows, answers):
         """The loss or the gradient is no number: keep what led to it, and end the run."""
-        write_text(self.out / "broken_step.json", json.dumps({
-            "step": step, "loss": str(loss.item()), "grad_norm": str(norm.item()), "rows": rows,
-            "answers": answers}))
+        if ranks.rank() == 0:
+            write_text(self.out / "broken_step.json", json.dumps({
+                "step": step, "loss": str(loss.item()), "grad_norm": str(norm.item()),
+                "rows": rows, "answers": answers}))
         raise UserError(f"step {step}: loss {loss.item()}, gradient {norm.item()}: lower --lr; the "
                         f"weights of step {step - 1} and broken_step.json are kept in {self.out}")
 
@@ -101,7 +111,8 @@ def hardware(model):
 
 
 def write(out, cfg, model, before, after, seconds):
-    """Write results, answers and their page; print transcript, table and one JSON line."""
+    """Write results, answers and their page; print transcript, table and one JSON line. Only the
+    first of several ranks writes. -> what results.json holds."""
     sides = ("clean", "clean_verdict", "wrapped", "wrapped_verdict", "gave_in", "tokens")
     answers = [{**{k: v for k, v in b.items() if k not in sides},
                 "before": {k: b[k] for k in sides if k in b},
@@ -110,6 +121,8 @@ def write(out, cfg, model, before, after, seconds):
     results = {"config": asdict(cfg), "versions": versions(), "hardware": hardware(model),
                "seconds": round(seconds, 1), "before": before, "after": after,
                "transcript": transcript(answers)}
+    if ranks.rank() > 0:
+        return results
     write_jsonl(out / "answers.jsonl", answers)
     log = steps_in(out / "log.jsonl")
     write_text(out / "answers.html", page({"results": results, "answers": answers, "log": log}))
