@@ -162,16 +162,6 @@ def rows_of(result):
             for name, m in (metrics.items() if "value" not in metrics else [("", metrics)])]
 
 
-def bench_table(rows):
-    """The lines of tests/bench.py's table."""
-    lines = [f"{'':12}{'dtype':10}  ours, s rival, s  faster ours, GB rival, GB  rival"]
-    for r in rows:
-        lines.append(f"{r['part']:12}{r['dtype']:10}{r['ours_s']:9.2f}{r['rival_s']:9.2f}"
-                     f"{r['times_faster']:7.1f}x{r['ours_gb']:9.2f}{r['rival_gb']:10.2f}"
-                     f"  {r['rival']}")
-    return lines
-
-
 def table(results):
     """The lines of a run's table: before and after, with the after's interval."""
     lines = [f"{'':27}{'before':>8}{'after':>8}   95 % interval      n"]

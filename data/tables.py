@@ -10,6 +10,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import memory  # noqa: E402
+
 HERE = Path(__file__).resolve().parent
 SHOWN = [  # split, metric, how the README calls it
     ("unseen", "follow_wrapped", "follows the wrong suggestion"),
@@ -172,25 +176,61 @@ def transcript():
     return "\n\n".join(turns)
 
 
-def bench_table():
-    bench = load("bench.json")[0]
-    rows = [r for b in load("bench*.json") for r in b["rows"]]
-    rows.sort(key=lambda r: (r["part"], r["dtype"]))
-    lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
-    for r in rows:
-        name = f"{r['part']} against {r['rival']}"
-        lines.append(f"| {name} | {r['dtype']} | {r['ours_s']:.2f} s | "
-                     f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | "
-                     f"{r['ours_gb']:.1f} GB | {r['rival_gb']:.1f} GB |")
+def bench_of(bench):
+    """The table of tests/bench.py: each figure beside its rival and its floor."""
+    lines = ["| | dtype | ours | rival | | of the floor | memory, ours | rival |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for r in bench["rows"]:
+        rival, faster, gb = "", "", ""
+        if "rival_s" in r:
+            rival = f"{seconds(r['rival_s'])}, {r['rival']}"
+            faster, gb = f"**{r['times_faster']:.1f}×**", f"{r['rival_gb']:.1f} GB"
+        share = f"{r['share_of_floor']:.0%}" if "share_of_floor" in r else ""
+        lines.append(f"| {r['part']} | {r['dtype']} | {seconds(r['ours_s'])}, "
+                     f"{r['tokens_per_s']:,.0f} tokens/s | {rival} | {faster} | {share} | "
+                     f"{r['ours_gb']:.1f} GB | {gb} |")
     w, v, h = bench["workload"], bench["versions"], bench["hardware"]
-    runs = [r["runs"] for r in rows]
     trl = f", TRL {v['trl']}" if "trl" in v else ""
+    where = h["gpu"] or f"{h['threads']} threads of an {h['cpu']}"
     lines.append(
-        f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
-        f"answers each of {w['new_tokens']} tokens; medians of {min(runs)} to {max(runs)} "
-        f"runs after one that warms up; {h['threads']} threads of an {h['cpu']}, "
-        f"torch {v['torch']}, transformers {v['transformers']}{trl}.")
+        f"\nRandom weights in the shape of {w['shape']}, {w['prompts']} prompts of "
+        f"{w['prompt_tokens']} tokens, {w['answers']} answers each of {w['new_tokens']} tokens; "
+        f"medians of {min(r['runs'] for r in bench['rows'])} runs after two that warm up; {where}, "
+        f"torch {v['torch']}, transformers {v['transformers']}{trl}. Floor: the operations that "
+        "cannot be left out, at the rate of a large matrix product measured in the same run.")
+    steps = [r for r in bench["rows"] if r["part"] == "whole step"]
+    for r in steps:
+        whole = sum(r["phases"].values())
+        parts = ", ".join(f"{name} {s / whole:.0%}" for name, s in r["phases"].items())
+        lines.append(f"\nA step in {r['dtype']}: {parts}.")
+    names = {"answers": "answers a prompt", "prompt_tokens": "prompt tokens",
+             "new_tokens": "answer tokens"}
+    for name, got in bench["growth"].items():
+        half, usual, double = got.values()
+        lines.append(f"{names[name].capitalize()} halved or doubled: {half / usual:.2f} and "
+                     f"{double / usual:.2f} times as long.")
+    return "\n".join(lines)
+
+
+def seconds(s):
+    return f"{s:.2f} s" if s >= 1 else f"{s * 1000:.0f} ms"
+
+
+def memory_table():
+    """What a step needs, reckoned, beside what was measured."""
+    lines = ["| GB, bf16 | weights | adapter, Adam | sampling | reading | peak | "
+             "peak with --gradient-checkpointing |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for name in ("Qwen3-0.6B", "Qwen3-4B", "Qwen3-8B"):
+        plain, lean = (memory.memory(memory.SHAPES[name](), gradient_checkpointing=g)
+                       for g in (False, True))
+        lines.append(f"| {name} | " + " | ".join(
+            f"{plain[k]:.1f}" for k in ("weights", "adapter", "sampling", "reading", "peak"))
+            + f" | {lean['peak']:.1f} |")
+    steps = [r for r in load("bench.json")[0]["rows"] if r["part"] == "whole step"]
+    seen = "; ".join(f"{r['dtype']} {r['reckoned_gb']:.1f} reckoned, {r['ours_gb']:.1f} measured"
+                     for r in steps)
+    lines.append("\n8 prompts of 256 tokens, 4 answers each of 256, --token-budget 2048, rank 16. "
+                 f"The bench's step, peak of the whole process in GB: {seen}.")
     return "\n".join(lines)
 
 
@@ -212,7 +252,7 @@ TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
           "reliability": reliability,
-          "bench": bench_table}
+          "bench": lambda: bench_of(load("bench.json")[0]), "memory": memory_table}
 
 
 def filled(readme):

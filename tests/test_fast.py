@@ -32,6 +32,32 @@ def test_fixed_shapes_give_the_same_answers(model, monkeypatch):
     assert len({len(a) for group in plain for a in group}) > 2
 
 
+def test_a_step_works_in_place(llama, monkeypatch):
+    """A CUDA graph replays on the tensors it was recorded with: none may be exchanged for another
+    between two looks at what is finished."""
+    steps = []
+
+    def watched(step, device):
+        def places():
+            held = [cell.cell_contents for cell in step.__closure__]
+            slots = next(x for x in held if isinstance(x, opct.KVCache)).layers
+            tensors = [x for x in held if isinstance(x, torch.Tensor)] + [x for kv in slots
+                                                                         for x in kv]
+            return [x.data_ptr() for x in tensors], [x.shape for x in tensors]
+
+        def call():
+            steps.append(1)
+            assert places() == recorded
+            step()
+            assert places() == recorded
+        recorded = places()
+        return call
+    monkeypatch.setattr(opct, "replayed", watched)
+    monkeypatch.setattr(opct, "stretch", lambda device: (4, 8))
+    answers_and_logits(llama, monkeypatch, set(range(2, 12)))
+    assert len(steps) > 4
+
+
 def test_a_replayed_step_runs_once_for_each_call(monkeypatch):
     """The order of recording and replaying, on a stand-in for the GPU's graph."""
     log, cuda = [], SimpleNamespace(

@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from conftest import ROOT
 
+import opct
+
 FLAGS = ["--eval-questions", "6", "--max-new-tokens", "8", "--prompts", "5", "--samples", "3",
          "--steps", "4", "--save-every", "2", "--train-questions", "20"]
 BOTH_ARMS = """
@@ -46,6 +48,14 @@ def script(tmp_path, text):
 
 def lines(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
+
+
+def test_processes_draw_different_numbers_and_every_step_its_own(monkeypatch):
+    def draw(*seed):
+        return torch.rand(3, generator=opct.ranks.generator(torch.device("cpu"), *seed)).tolist()
+    first, again, next_step = draw(0, 1), draw(0, 1), draw(0, 2)
+    monkeypatch.setattr(opct.ranks, "rank", lambda: 1)
+    assert first == again and len({tuple(x) for x in (first, next_step, draw(0, 1))}) == 3
 
 
 def test_two_processes_equal_one(tmp_path):
