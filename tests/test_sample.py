@@ -55,6 +55,12 @@ def test_forked_answers_differ_and_the_seed_decides(llama):
     assert len({answer[0] for answer in a}) > 1  # not one first token for all
 
 
+def test_every_token_of_an_answer_has_a_chance_of_its_own():
+    model = Scripted({3: []}, prompt_length=2)  # all 16 tokens are as likely, always
+    answers = opct.sample(model, [[3, 10]], 50, 8, 1.0, {-1}, gen(0))[0]
+    assert all(len(set(answer)) > 2 for answer in answers)  # by luck false once in 2,800 seeds
+
+
 def test_temperature_0_ignores_the_seed(llama):
     prompt = [prompt_of(6, 0)]
     a, b = (opct.sample(llama, prompt, 4, 5, 0.0, {2}, gen(s)) for s in (0, 1))
