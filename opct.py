@@ -680,8 +680,10 @@ def train(cfg):
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
-    with ranks.joined():
-        return plumbing.exit_code(lambda: train(parse_config(argv, Config)))
+    def command():
+        with ranks.joined():
+            train(parse_config(argv, Config))
+    return plumbing.exit_code(command)
 
 
 if __name__ == "__main__":

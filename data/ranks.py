@@ -17,10 +17,12 @@ def joined():
     """Inside it this process is one of the ranks, if torchrun started it."""
     joining = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
     if joining:
-        gpu = torch.cuda.is_available()
-        if gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if gpu else "gloo")
+        gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+        if gpus and local >= gpus:
+            raise UserError(f"torchrun: process {local + 1} of this machine, which has {gpus} GPUs")
+        if gpus:
+            torch.cuda.set_device(local)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
         yield
     finally:
