@@ -32,7 +32,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 import opct  # noqa: E402
-from data import memory, report, tables  # noqa: E402
+from data import fast, memory, report, tables  # noqa: E402
 
 
 # ---- the workload
@@ -115,7 +115,7 @@ def reading(args, backward=False, lean=False):
     model = load(args)
     opct.add_lora(model, 16, 32)
     if lean:
-        opct.recompute_layers(model)
+        fast.recompute_layers(model)
     rows = list(zip(prompts(args), answers(args)))
 
     def read():
