@@ -325,48 +325,56 @@ def pick(logits, temperature, chance):
     return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)  # (rows,)
 
 
+def read_prompts(model, prompts, samples, room):
+    """Every distinct prompt is run once; then each of the B prompts gets K = samples rows of the
+    cache. -> cache, start (B*K,) the slot of an answer's first token, hidden (B*K, H) the state
+    that predicts it."""
+    device = model.device
+    unique = list(dict.fromkeys(map(tuple, prompts)))  # U prompts
+    length = torch.tensor([len(p) for p in unique])  # (U,)
+    P = int(length.max())
+    ids = torch.tensor([p + (0,) * (P - len(p)) for p in unique], device=device)  # (U, P)
+    at = torch.arange(P, device=device)  # (P,)
+    distance = (at[:, None] - at)[None]  # (1, P, P)
+    cache = KVCache(room)
+    hidden = run(model, ids, at[None], distance >= 0, distance, cache)  # (U, P, H)
+    which = torch.tensor([unique.index(tuple(p)) for p in prompts])  # (B,)
+    cache.keep(which)
+    cache.fork(samples)
+    which = which.repeat_interleave(samples)  # (B*K,)
+    return cache, length[which].to(device), hidden[which, length[which] - 1]
+
+
 @torch.no_grad()
 def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=None):
     """Answer every prompt `samples` times. prompts: B lists of token ids; eos: set of end tokens;
     temperature 0 takes the likeliest token. -> answers[b][k], lists of token ids, never padded,
     the end token included where there is one. Same generator state, same answers."""
     device = model.device
-    unique = list(dict.fromkeys(map(tuple, prompts)))  # U distinct prompts, each read once
-    length = torch.tensor([len(p) for p in unique])  # (U,)
-    P = int(length.max())
-    ids = torch.tensor([p + (0,) * (P - len(p)) for p in unique], device=device)  # (U, P)
-    at = torch.arange(P, device=device)  # (P,)
-    distance = (at[:, None] - at)[None]  # (1, P, P)
-    cache = KVCache(room=max_new_tokens)
-    hidden = run(model, ids, at[None], distance >= 0, distance, cache)  # (U, P, H)
-
-    which = torch.tensor([unique.index(tuple(p)) for p in prompts])  # (B,)
-    cache.keep(which)
-    cache.fork(samples)
-    which = which.repeat_interleave(samples)  # (B*K,)
-    start = length[which].to(device)  # (B*K,) where the first token of the answer will go
-    hidden = hidden[which, length[which] - 1]  # (B*K, H) the state that predicts it
+    cache, start, hidden = read_prompts(model, prompts, samples, max_new_tokens)
     ends = torch.tensor(sorted(eos), dtype=torch.long, device=device)  # (E,)
-    out = torch.zeros(len(which), max_new_tokens, dtype=torch.long, device=device)  # (B*K, R)
+    out = torch.zeros(len(start), max_new_tokens, dtype=torch.long, device=device)  # (B*K, R)
     # every token's chance is drawn ahead: an answer does not depend on when others are dropped
     chance = torch.zeros(out.shape, device=device) if temperature == 0 else torch.rand(
         out.shape, generator=generator, device=device)  # (B*K, R)
-    alive = torch.arange(len(which), device=device)  # (rows,) which answer a row of the cache is
+    alive = torch.arange(len(start), device=device)  # (rows,) which answer a row of the cache is
     out[:, 0] = token = pick(head(model, hidden), temperature, chance[:, 0])  # (rows,)
-    done, cursor = torch.isin(token, ends), start.clone()  # (rows,) both; token goes to cursor
+    # which are finished, and the slot that the token will go to
+    done, cursor = (token[:, None] == ends).any(1), start.clone()  # (rows,) both
 
     def step():
         """One more token for every row. Works in place, so that replayed() can record it."""
         cache.cursor = cursor
-        distance = (cursor[:, None] - torch.arange(cache.end, device=device))[:, None]
+        slots = torch.arange(cache.end, device=device)  # (T,)
+        distance = (cursor[:, None] - slots)[:, None]  # (rows, 1, T)
         hidden = run(model, token[:, None], cursor[:, None], distance >= 0, distance, cache)[:, 0]
         cursor.add_(1)
         n = cursor - start[alive]  # (rows,) which token of its answer this is
         token.copy_(pick(head(model, hidden), temperature, chance[alive, n]))
         out[alive, n] = token
-        done.logical_or_(torch.isin(token, ends))
+        done.logical_or_((token[:, None] == ends).any(1))
 
-    wait, grow = stretch(device)
+    (wait, grow), room = stretch(device), cache.layers[0][0].shape[2]  # room: slots in all
     with packed_weights(model):
         for n in range(1, max_new_tokens):
             if (n - 1) % wait == 0:
@@ -377,7 +385,7 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
                     left = (~done).nonzero()[:, 0]  # (fewer rows,)
                     cache.keep(left)
                     token, cursor, alive, done = token[left], cursor[left], alive[left], done[left]
-                end = min(-(-(int(cursor.max()) + wait) // grow) * grow, P + max_new_tokens)
+                end = min(-(-(int(cursor.max()) + wait) // grow) * grow, room)
                 if few or end != cache.end:
                     cache.end, decode = end, replayed(step, device)
             decode()

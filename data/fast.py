@@ -50,11 +50,13 @@ def replayed(step, device):
     hundreds of small kernels, which Python launches more slowly than the GPU does their work."""
     if device.type != "cuda":
         return step
-    graph, calls = torch.cuda.CUDAGraph(), 0
+    graph, calls, recorded = torch.cuda.CUDAGraph(), 0, True
 
     def call():
-        nonlocal calls
+        nonlocal calls, recorded
         calls += 1
+        if not recorded:
+            return step()
         if calls == 1:  # not recorded: libraries set themselves up, on a stream aside as it must be
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
@@ -63,8 +65,12 @@ def replayed(step, device):
             torch.cuda.current_stream().wait_stream(aside)
             return
         if calls == 2:
-            with torch.cuda.graph(graph):  # records, does not run
-                step()
+            try:
+                with torch.cuda.graph(graph):  # records, does not run
+                    step()
+            except RuntimeError:  # a model that asks the host while it decodes, as some long
+                recorded = False  # contexts' positions do: not to be recorded
+                return step()
         graph.replay()
     return call
 

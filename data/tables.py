@@ -81,12 +81,10 @@ def runs_table(pattern):
     return "\n".join(lines)
 
 
-def arms(name, task):
-    return {arm: load(f"{name}-{task}-{arm}-seed*.json") for arm in ("sft", "opct")}
-
-
-def tasks(name):
-    return [(task, rows) for task, rows in COMPARED.items() if all(arms(name, task).values())]
+def tasks(names):
+    """names: {task: how its result files begin} -> (task, its rows, {arm: its runs}) of each."""
+    return [(task, COMPARED[task], {arm: load(f"{name}-{task}-{arm}-seed*.json")
+                                    for arm in ("sft", "opct")}) for task, name in names.items()]
 
 
 def cell(runs, split, name):
@@ -104,48 +102,47 @@ def digits(split):
     return 4 if split == "drift" else 3
 
 
-def compared(name):
+def compared(names):
     """Base, SFT and OPCT on every task that was run."""
     lines = ["| task | unseen items and wrappers | base | SFT | OPCT | n | paper |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
-    for task, rows in tasks(name):
-        runs, shown = arms(name, task), task
+    for shown, rows, runs in tasks(names):
         for split, key, label, paper in rows:
             base = metric(runs["opct"][0]["before"], split, key)
             lines.append(f"| {shown} | {label} | {base['value']:.3f} | "
                          f"{cell(runs['sft'], split, key)} | {cell(runs['opct'], split, key)} | "
                          f"{base['n']} | {paper} |")
             shown = ""
-    lines.append("\n" + budget(name))
+    lines.append("\n" + budget(names))
     return "\n".join(lines)
 
 
-def budget(name):
+def budget(names):
     """What the arms had in common, and what they took."""
-    minutes, steps = {"sft": [], "opct": []}, {}
-    for task, _ in tasks(name):
-        for arm, runs in arms(name, task).items():
-            config, hardware = runs[0]["config"], runs[0]["hardware"]
-            steps[task] = f"{config['steps']} in {task}"
+    minutes, steps = {"sft": [], "opct": []}, []
+    for task, _, arms in tasks(names):
+        for arm, runs in arms.items():
             minutes[arm] += [r["training_seconds"] / 60 for r in runs]
+        config, hardware = runs[0]["config"], runs[0]["hardware"]
+        only = f" ({config['category']})" if config["category"] else ""
+        steps.append(f"{config['steps']} of {config['prompts'] * config['samples']} answers in "
+                     f"{task}{only}")
     took = {arm: f"{min(m):.1f} to {max(m):.1f}" for arm, m in minutes.items()}
     return (f"Mean over {len(runs)} seeds, their range, and in brackets an interval that holds the "
-            f"95 % interval of every seed. Steps: {', '.join(steps.values())}, for both arms, each "
-            f"of {config['prompts'] * config['samples']} answers; lr {config['lr']:g}, LoRA rank "
-            f"{config['lora_rank']}, {hardware['dtype']}. Minutes of training, evaluations aside: "
-            f"SFT {took['sft']}, OPCT {took['opct']}, on {hardware['threads']} threads of an "
-            f"{hardware['cpu']}.")
+            f"95 % interval of every seed. Steps of both arms: {', '.join(steps)}; lr "
+            f"{config['lr']:g}, LoRA rank {config['lora_rank']}, {hardware['dtype']}. Minutes of "
+            f"training, evaluations aside: SFT {took['sft']}, OPCT {took['opct']}, on "
+            f"{hardware['threads']} threads of an {hardware['cpu']}.")
 
 
-def curves(name):
+def curves(names):
     """How the fault, capability and drift go with training time: means over the seeds."""
-    stages = list(load(f"{name}-*-opct-seed0.json")[0]["curve"])
+    stages = list(tasks(names)[0][2]["opct"][0]["curve"])
     lines = [f"| task | | arm | 0 | {' | '.join(stages)} |",
              "| --- | --- | --- | --- |" + " --- |" * len(stages)]
-    for task, rows in tasks(name):
-        shown = task
+    for shown, rows, arms in tasks(names):
         for split, key, label, _ in [rows[0], *COST]:
-            for arm, runs in arms(name, task).items():
+            for arm, runs in arms.items():
                 start = metric(runs[0]["before"], split, key)["value"]
                 means = [sum(metric(r["curve"][s], split, key)["value"] for r in runs) / len(runs)
                          for s in stages]
@@ -246,9 +243,12 @@ def reliability():
         f"{fuzz['minutes']} minutes |"])
 
 
+TINY = dict.fromkeys(COMPARED, "tiny")
+SMOLLM2 = {**dict.fromkeys(COMPARED, "smollm2"), "sycophancy": "smollm2-capitals"}
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
-          "compared": lambda: compared("tiny"), "loops": loop_diff,
-          "curves": lambda: curves("tiny"),
+          "compared": lambda: compared(TINY), "loops": loop_diff,
+          "curves": lambda: curves(TINY),
+          "compared-smollm2": lambda: compared(SMOLLM2),
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
           "reliability": reliability,

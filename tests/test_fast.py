@@ -72,6 +72,15 @@ def test_a_replayed_step_runs_once_for_each_call(monkeypatch):
         call()
     assert log == ["python", "python", "replay", "replay", "replay"]  # the second python records
 
+    def refuses():
+        raise RuntimeError("operation not permitted when stream is capturing")
+    log.clear()
+    cuda.graph = lambda g: contextlib.closing(SimpleNamespace(close=refuses))
+    call = fast.replayed(lambda: log.append("python"), torch.device("cuda"))
+    for _ in range(4):
+        call()
+    assert log == ["python", "python", "python", "python", "python"]  # the second one in vain
+
 
 def test_recomputed_layers_give_the_same_gradients_and_keep_less(adapted):
     model, params = adapted
