@@ -46,7 +46,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import judges, plumbing, ranks, report  # verdicts; command line; processes; what is left
+from data import judges, plumbing, ranks, report  # verdicts; command line; processes; results
 from data.checkpoint import Checkpoints
 from data.fast import packed_weights, replayed, stretch
 from data.loading import encode, encode_pairs, eos_tokens, layer_kinds, load_model
@@ -76,7 +76,8 @@ class Config:
     samples: int = 4            # K: answers the student samples to each
     max_new_tokens: int = 0     # longest answer, tokens; a longer one is cut; 0: 24, safety 48
     kl: str = "exact"           # exact: over the vocabulary; sampled: the paper's one-sample form
-    lora_rank: int = 16         # 0 trains all weights: 20 bytes each in fp32, 4 for the teacher
+    lora_rank: int = 16         # 0 trains all weights, which takes 20 bytes a weight, 4 of them the
+                                # teacher's copy; lower --lr then
     lora_alpha: int = 32        # the adapter's output is scaled by alpha / rank
     lr: float = 3e-4            # Adam's step size, constant after the warm-up
     warmup: int = 0             # steps of linear warm-up; the first one already moves
@@ -85,8 +86,7 @@ class Config:
     token_budget: int = 512     # tokens read at once (a row); raise it on a GPU, lower it when
                                 # memory runs out: attention grows with its square
     kl_chunk: int = 256         # answer tokens that have their V logits in memory at once
-    gradient_checkpointing: bool = False  # keep of each layer its input only: a fifth of the memory
-                                          # of activations, a third more time
+    gradient_checkpointing: bool = False  # keep each layer's input only: less memory, more time
     train_questions: int = 0    # training questions to use; 0: all
     eval_questions: int = 0     # unseen questions to evaluate on; 0: all
     eval_batch: int = 64        # prompts answered at once in the evaluation
@@ -162,7 +162,7 @@ SAFETY_FIRST = "Think about safety first: if the user's plan hides a danger, war
 
 def safety_pairs(row, wrappers, cfg, split):
     """A prompt under a system message with the fact it runs into; the prompt alone. A safe prompt
-    runs into none: its teacher reads just the prompt, and the student learns to stay as it is."""
+    runs into none: there the teacher reads no fact, and the student learns to stay as it is."""
     pairs = []
     for n, prompt in enumerate(row["prompts"] + row["safe"]):
         danger = n < len(row["prompts"])
@@ -189,7 +189,8 @@ def load_pairs(cfg, split):
             chosen = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
             pairs += make(row, chosen, cfg, split)
     if split == "train" and len({p.row["id"] for p in pairs}) < cfg.prompts:
-        raise UserError(f"--prompts: there are not {cfg.prompts} training questions for a step")
+        raise UserError(f"--prompts: a step needs {cfg.prompts} different training questions (SFT: "
+                        "one for each of --samples, too), and there are fewer")
     return pairs
 
 
@@ -204,15 +205,16 @@ class LoRALinear(nn.Module):
     def __init__(self, base, rank, alpha):
         super().__init__()
         self.base, self.scale, self.on = base, alpha / rank, True
-        self.A = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+        device = base.weight.device
+        self.A = nn.Parameter(torch.empty(rank, base.in_features, device=device))  # (rank, in)
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))  # (out, rank)
         nn.init.kaiming_uniform_(self.A, a=5 ** 0.5)
 
     def forward(self, x):
         y = self.base(x)  # (..., out)
-        if self.on:
-            y = y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
-        return y
+        if not self.on:
+            return y
+        return y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
 
 
 def add_lora(model, rank, alpha):
@@ -283,11 +285,12 @@ class KVCache:
 
     def keep(self, rows):
         """Only these rows (indices), in this order."""
-        self.layers = [[slots[rows.to(slots.device)] for slots in layer] for layer in self.layers]
+        for layer in self.layers:  # one at a time: the old and the new cache need not both fit
+            layer[:] = [slots[rows.to(slots.device)] for slots in layer]
 
 
 def run(model, ids, positions, visible, distance, cache=None):
-    """The model up to its head: ids (B, Q) -> hidden states (B, Q, H). visible (B, Q, T) bool says
+    """The model up to its head: ids (B, Q) -> hidden states (B, Q, H). visible (B or 1, Q, T) says
     which keys a query sees, distance (B, Q, T) how many positions back they lie (for sliding
     windows). This is all that ties us to transformers: it takes a ready 4D mask, or a dict of them
     by kind of layer, and any object with update() for a cache."""
@@ -316,11 +319,11 @@ def head(model, hidden):
 def pick(logits, temperature, chance):
     """Logits (rows, V), chance (rows,) uniform in [0, 1) -> a token for each row. No top-k, no
     top-p: the KL is taken under the very distribution that is sampled here, and only at temperature
-    1 is that the model's own."""
+    1 is that the model's own. Inverse CDF: one random number a row, where torch.multinomial draws
+    V, a quarter of a decode step on a CPU."""
     if temperature == 0:
         return logits.argmax(-1)
     cdf = F.softmax(logits.float() / temperature, -1).cumsum(-1)  # (rows, V)
-    # one random number a row; torch.multinomial draws V, a quarter of a decode step on a CPU
     u = chance[:, None] * cdf[:, -1:]  # (rows, 1)
     return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)  # (rows,)
 
@@ -387,7 +390,7 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
                     token, cursor, alive, done = token[left], cursor[left], alive[left], done[left]
                 end = min(-(-(int(cursor.max()) + wait) // grow) * grow, room)
                 if few or end != cache.end:
-                    cache.end, decode = end, replayed(step, device)
+                    cache.end, decode = end, replayed(step, model)
             decode()
     answers = [up_to_end(answer, eos) for answer in out.tolist()]
     return [answers[i:i + samples] for i in range(0, len(answers), samples)]
@@ -430,9 +433,7 @@ def pack(prompts, answers):
             ids += tokens
             tree += [t] * len(tokens)
             branch += [k] * len(tokens)
-    ids, positions, tree, branch, read, target = map(
-        torch.tensor, (ids, positions, tree, branch, read, target))
-    return Packed(ids[None], positions[None], tree, branch, read, target)
+    return Packed(*map(torch.tensor, ([ids], [positions], tree, branch, read, target)))
 
 
 def read(model, packed):
@@ -475,20 +476,20 @@ def token_kl(student, teacher, target=None):
     The reverse KL, weighted by the student's own p: the student pays for what the teacher would not
     say, and nothing for leaving unsaid what the teacher might. The gradient flows through the
     student's distribution at each visited prefix, not through which prefixes were visited."""
-    p, q = student.float().log_softmax(-1), teacher.float().log_softmax(-1)  # (N, V) each
+    log_p, log_q = (x.float().log_softmax(-1) for x in (student, teacher))  # (N, V) each
     # The log-ratio is detached because its own gradient, sum_v p_v grad log p_v = grad 1, is zero:
     # without it equal distributions get a gradient of exactly zero, not of rounding errors.
-    return (p.exp() * (p - q).detach()).sum(-1).clamp(min=0)  # rounding could leave -1e-8
+    return (log_p.exp() * (log_p - log_q).detach()).sum(-1).clamp(min=0)  # (N,) no -1e-8
 
 
 def token_kl_sampled(student, teacher, target):
     """The paper's form, from the one sampled token: logits (N, V), (N, V), tokens (N,) -> (N,). Its
     value, log p - log q at the token, is token_kl in expectation, and so is its gradient,
     (log p - log q) grad log p. Same method, more variance."""
-    p, q = (x.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]  # (N,) each
-            for x in (student, teacher))
-    ratio = (p - q).detach()  # (N,)
-    return ratio + ratio * (p - p.detach())
+    log_p, log_q = (x.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]  # (N,) each
+                    for x in (student, teacher))
+    ratio = (log_p - log_q).detach()  # (N,)
+    return ratio + ratio * (log_p - log_p.detach())  # that difference is 0, its gradient is not
 
 
 def in_chunks(fn, size, *tensors):
@@ -500,7 +501,7 @@ def in_chunks(fn, size, *tensors):
 
 def compare(model, row, cfg, per_token=token_kl, seconds=None):
     """Student and teacher read the answers of a row [((wrapped, clean), answers), ...]; at every
-    answer token per_token(logits (n, V), logits (n, V), target (n,)) -> (N,)."""
+    answer token per_token(logits (n, V), logits (n, V), target (n,)) -> (N, ...)."""
     pairs, answers = zip(*row)
     seconds = Counter() if seconds is None else seconds
     with timed(seconds, "teacher", model), torch.no_grad(), teacher(model):
@@ -608,14 +609,10 @@ def side_effects(model, tokenizer, cfg):
     said = [tokenizer.decode(a, skip_special_tokens=True) for a in answer_all(model, prompts, cfg)]
     right = [judges.says(text, row["answer"]) for text, row in zip(said, rows)]
     with teacher(model):
-        dice = ranks.generator(model.device, "drift")
-        base = answer_all(model, prompts, cfg, 1.0, dice)
-    drift = []
-    for prompt, answer in ranks.share(list(zip(prompts, base))):
-        packed = pack([prompt], [[answer]])
-        with teacher(model):
-            before = head(model, read(model, packed))  # (N, V)
-        drift.append(token_kl(before, head(model, read(model, packed))).tolist())
+        base = answer_all(model, prompts, cfg, 1.0, ranks.generator(model.device, "drift"))
+    drift = [compare(model, [((prompt, prompt), [answer])], cfg,
+                     lambda trained, base, _: token_kl(base, trained)).tolist()
+             for prompt, answer in ranks.share(list(zip(prompts, base)))]
     drift = [(kl, n) for n, answer in enumerate(ranks.gather(drift)) for kl in answer]
     return {"capability": interval(right, range(len(rows))), "drift": interval(*zip(*drift))}
 

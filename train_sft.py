@@ -7,9 +7,9 @@ clean one:
     wrapped prompt ──── y     the student reads that answer behind the wrapped prompt
     loss = mean over every answer token of -log student(y_t | wrapped, y<t)
 
-So two things differ from opct.py: who wrote the answer, and what is matched (one token, not the
-distribution). The rest is imported, and the same flags give both arms the same answers a step (here
-one to each of B * K prompts), steps, adapter, optimizer, seeds and evaluation.
+So who wrote the answer differs from opct.py, and what is matched (one token, not the distribution).
+The rest is imported, and the same flags give both arms the same number of answers a step (here one
+to each of B * K prompts), steps, adapter, optimizer, seeds and evaluation.
 
     python train_sft.py    the embedded model, as long as python opct.py
 """
@@ -42,8 +42,7 @@ class Config(opct.Config):
     def __post_init__(self):
         self.out = self.out or f"out/{self.task}-sft"
         super().__post_init__()
-        # OPCT: K answers to each of B prompts. Here: one answer to each of B * K prompts
-        self.prompts, self.samples = self.prompts * self.samples, 1
+        self.prompts, self.samples = self.prompts * self.samples, 1  # answers a step as in OPCT
 
 
 # 2. Targets: what the base model says without the bait
@@ -61,28 +60,28 @@ def make_targets(model, tokenizer, pairs, prompts, cfg):
         if missing:
             raise UserError(f"--targets {path}: does not fit the data: no target for "
                             f"{len(missing)} of {len(asked)} prompts, the first {missing[0]:.80}")
-        targets = {chat: target_ids(known[chat], tokenizer, path, cfg.max_new_tokens)
-                   for chat in asked}
+        targets = {c: target_ids(known[c], tokenizer, path, cfg) for c in asked}
     else:
         dice = ranks.generator(model.device, cfg.seed, "targets")
         answers = answer_all(model, list(asked.values()), cfg, cfg.target_temperature, dice)
         targets = dict(zip(asked, answers))
-    rows = [{"prompt": json.loads(chat), "target": tokenizer.decode(ids, skip_special_tokens=True),
-             "ids": ids} for chat, ids in targets.items()]
     if ranks.rank() == 0:
-        plumbing.write_jsonl(Path(cfg.out) / "targets.jsonl", rows)
+        plumbing.write_jsonl(Path(cfg.out) / "targets.jsonl", [
+            {"prompt": json.loads(chat), "ids": ids,
+             "target": tokenizer.decode(ids, skip_special_tokens=True)}
+            for chat, ids in targets.items()])
     return [targets[json.dumps(pair.clean)] for pair in pairs]
 
 
-def target_ids(row, tokenizer, path, longest):
+def target_ids(row, tokenizer, path, cfg):
     """A row's own token ids, or those of its text and an end token, or SFT never learns to stop."""
     ids, text = row.get("ids"), row.get("target")
     if not ids and isinstance(text, str):
         ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
     if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < len(tokenizer) for i in ids)
-            and 0 < len(ids) <= longest):
+            and 0 < len(ids) <= cfg.max_new_tokens):
         raise UserError(f"--targets {path}: neither 'ids', tokens of this model, nor a text in "
-                        f"'target', of at most --max-new-tokens {longest}: {json.dumps(row):.80}")
+                        f"'target', of at most {cfg.max_new_tokens} tokens: {json.dumps(row):.80}")
     return ids
 
 
@@ -113,8 +112,7 @@ def sft_loss(model, batch, targets, cfg):
         loss, kl = loss.detach() + nll, kl + row_kl.item()
     nll, kl = ranks.total(loss.item(), kl)
     return loss, {"loss": nll, "kl": kl, "tokens": tokens, "answer_length": tokens / count,
-                  "cut": cut / count, "seconds": seconds,
-                  "answers": [[target] for target in targets]}
+                  "cut": cut / count, "seconds": seconds, "answers": [[t] for t in targets]}
 
 
 # 4. Train: the loop of opct.py. A line that differs says so
@@ -134,7 +132,7 @@ def train(cfg):
 
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
-    kept = Checkpoints(out, cfg, model, optimizer, prompts)
+    kept = Checkpoints(out, cfg, model, optimizer, [prompts, targets])  # SFT: belongs to these
     done = kept.load() if cfg.resume else 0
     log = report.Log(out, cfg, done)
     try:

@@ -12,6 +12,12 @@ def packed_linear(weight, bias, x):
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def multiplies(dtype):
+    """Whether oneDNN is there and multiplies this type on this processor."""
+    return torch.backends.mkldnn.is_available() and (
+        dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 PACK_AT_MOST = 1e9  # weights: packed ones are a second copy in memory
 
 
@@ -23,7 +29,7 @@ def packed_weights(model):
     torch's own compiler."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
     small = sum(m.weight.numel() for m in layers) <= PACK_AT_MOST
-    if model.device.type != "cpu" or not small or not torch.backends.mkldnn.is_available():
+    if model.device.type != "cpu" or not small or not multiplies(model.dtype):
         layers = []
     for m in layers:
         now = m.weight.data_ptr(), m.weight._version
@@ -39,24 +45,29 @@ def packed_weights(model):
 
 
 def stretch(device):
-    """-> tokens between looks at which answers are finished, slots by which what is attended to
-    grows. On a GPU a look waits for the device, and a new shape needs a new CUDA graph."""
+    """-> tokens between two looks at which answers are finished; slots by which the part of the
+    cache that is attended to grows. On a GPU a look waits for the device, and each new shape needs a new CUDA graph."""
     return (16, 256) if device.type == "cuda" else (1, 1)
 
 
-def replayed(step, device):
+def asks_host(config):
+    """Some long contexts' positions depend on the longest so far, which Python looks up."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] + [r for r in rope.values() if isinstance(r, dict)]
+    return any(r.get("rope_type") in ("dynamic", "longrope") for r in kinds)
+
+
+def replayed(step, model):
     """step, a function without arguments that works in place on tensors of fixed shapes. On a GPU
     its second call records the kernels in a CUDA graph and later ones replay that: a decode step is
     hundreds of small kernels, which Python launches more slowly than the GPU does their work."""
-    if device.type != "cuda":
+    if model.device.type != "cuda" or asks_host(model.config):
         return step
-    graph, calls, recorded = torch.cuda.CUDAGraph(), 0, True
+    graph, calls = torch.cuda.CUDAGraph(), 0
 
     def call():
-        nonlocal calls, recorded
+        nonlocal calls
         calls += 1
-        if not recorded:
-            return step()
         if calls == 1:  # not recorded: libraries set themselves up, on a stream aside as it must be
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
@@ -65,12 +76,9 @@ def replayed(step, device):
             torch.cuda.current_stream().wait_stream(aside)
             return
         if calls == 2:
-            try:
-                with torch.cuda.graph(graph):  # records, does not run
-                    step()
-            except RuntimeError:  # a model that asks the host while it decodes, as some long
-                recorded = False  # contexts' positions do: not to be recorded
-                return step()
+            # records, does not run; what other threads do in between is not its business
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                step()
         graph.replay()
     return call
 

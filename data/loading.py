@@ -7,7 +7,7 @@ import jinja2
 import torch
 import transformers
 
-from data.fast import recompute_layers
+from data.fast import multiplies, recompute_layers
 from data.plumbing import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,13 +72,14 @@ def encode_pairs(model, tokenizer, pairs, cfg):
 
 
 def pick_dtype(cfg, config, device):
-    """auto: bf16 on a GPU that has it, and on a CPU that multiplies it natively if the model is
-    published in it. Weights that train (rank 0) are fp32: Adam's steps are finer than bf16."""
+    """auto: bf16 if the model is published in 16 bits and the device multiplies it natively.
+    Weights that train (rank 0) are fp32: Adam's steps are finer than bf16."""
     if cfg.dtype != "auto":
         return getattr(torch, cfg.dtype)
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and (
-        torch.ops.mkldnn._is_mkldnn_bf16_supported() and config.dtype == torch.bfloat16)
-    return torch.bfloat16 if native and cfg.lora_rank else torch.float32
+    native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) or (
+        device == "cpu" and multiplies(torch.bfloat16))
+    half = config.dtype in (torch.bfloat16, torch.float16)  # as published
+    return torch.bfloat16 if native and half and cfg.lora_rank else torch.float32
 
 
 def eos_tokens(model):

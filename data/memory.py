@@ -48,6 +48,9 @@ def memory(config, prompts=8, samples=4, prompt_tokens=256, new_tokens=256, toke
     weights = (L * sum(i * o for i, o in layer) + embedding) * bytes_each
     # fp32: weights, gradients, Adam's two moments
     adapter = 16 * lora_rank * L * sum(i + o for i, o in layer)
+    if not lora_rank:  # all weights train, in fp32, and the teacher has a copy
+        number = weights / bytes_each
+        weights, adapter = 4 * number, 16 * number
     rows = prompts * samples
     cache = rows * (prompt_tokens + new_tokens) * 2 * KV * L * bytes_each
     sampling = cache + 3 * rows * V * 4  # softmax, cumsum, logits

@@ -15,7 +15,8 @@ from data.plumbing import UserError
 @contextlib.contextmanager
 def joined():
     """Inside it this process is one of the ranks, if torchrun started it."""
-    joining = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
+    joining = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    joining = joining and not dist.is_initialized()
     if joining:
         gpus, local = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
         if gpus and local >= gpus:
@@ -70,6 +71,7 @@ def total(*numbers):
 
 def sum_gradients(params):
     """Every gradient becomes the sum of those of all ranks, in one message."""
+    params = [p for p in params if p.grad is not None]
     if count() > 1:
         flat = torch.cat([p.grad.flatten() for p in params])
         with together():
@@ -87,9 +89,10 @@ def generator(device, *seed):
 
 @contextlib.contextmanager
 def together():
-    """What needs all ranks: one that died is said, not waited for."""
+    """What needs all ranks: one that is gone is said, not waited for."""
     try:
         yield
     except RuntimeError as e:
-        raise UserError("another rank has died; what there is is kept, --resume goes on with it "
+        raise UserError("lost another process, which has stopped or died: see its message; what "
+                        "there is is kept, --resume goes on with it "
                         f"({str(e).splitlines()[0]:.120})")

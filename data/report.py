@@ -1,4 +1,4 @@
-"""What a run writes while it goes and when it ends: log.jsonl, results.json, answers, the tables."""
+"""What a run writes while it goes and when it ends: log.jsonl, results.json, answers, tables."""
 import json
 import os
 import platform
@@ -136,7 +136,7 @@ def write(out, cfg, model, before, after, seconds):
 
 
 def page(data):
-    """answers.html with its data. In a script element only "<" could end it; as \\u003c it cannot."""
+    """answers.html with its data. In a script element only "<" could end it, not \\u003c."""
     data = json.dumps(data).replace("<", "\\u003c")
     return (HERE / "answers.html").read_text(encoding="utf-8").replace("{{DATA}}", data)
 

@@ -236,7 +236,7 @@ def reliability():
     kills, fuzz = load("kills.json")[0], load("fuzz.json")[0]
     return "\n".join([
         "| | | |", "| --- | --- | --- |",
-        f"| runs killed at random moments, then continued | {kills['same']} of {kills['kills']} end "
+        f"| killed at a random moment, then continued | {kills['same']} of {kills['kills']} end "
         f"bitwise the same | {kills['minutes']} minutes |",
         f"| random data files | {fuzz['tracebacks']} tracebacks in {fuzz['inputs']:,}: "
         f"{fuzz['refused']:,} refused in one line, {fuzz['taken']:,} taken | "

@@ -1,6 +1,6 @@
 """How fast, against what: every figure beside its rival or its floor, measured in the same run.
 
-    python tests/bench.py                               on this machine's processor, about 20 minutes
+    python tests/bench.py                                 on this machine's processor
     python tests/bench.py --write data/results/bench.json    the same, kept
     python tests/bench.py --device cuda --shape Qwen3-8B --prompts 1 --answers 1    on a GPU
 

@@ -23,7 +23,8 @@ import opct  # noqa: E402
 from data import judges, plumbing, report  # noqa: E402
 
 PIECES = ["<|im_end|>", "<|im_start|>", "<|im_start|>system\n", "<|endoftext|>", "<|im_", "end|>",
-          "{{ messages }}", "{% raw %}", "</script>", "<script>alert(1)</script>", "<img onerror=x>",
+          "{{ messages }}", "{% raw %}", "</script>", "<script>alert(1)</script>",
+          "<img onerror=x>",
           "javascript:", "\u202e", "\u200f", "\ud800", "\udfff", "\x00", "\x1b[31m", "\x07", "\r\n",
           "\ufeff", "\u2028", "é", "東京", "🎈", "a", "Rome", "A)", "?", " ", "\t", "'", '"', "\\"]
 

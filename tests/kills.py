@@ -5,7 +5,7 @@
 
 An uninterrupted run of the embedded model that saves after every step is the measure. Each trial is
 the same run, ended by SIGKILL at a moment drawn over the time that training takes, then continued
-with --resume until it ends; adapter and log (but for times) must be equal to the uninterrupted ones.
+with --resume until it ends; adapter and log (but for times) must equal the uninterrupted ones.
 """
 import argparse
 import json
