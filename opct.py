@@ -261,13 +261,16 @@ def teacher(model):
 # overwritten, token by token, before it can be seen.
 
 class KVCache:
-    """Keys and values of all layers, rows x slots. transformers calls update() and nothing else."""
+    """Keys and values of all layers, rows x slots. Of its methods transformers calls update()."""
 
     def __init__(self, room):
         self.room = room    # slots to add behind the prompts, for their answers
         self.layers = []    # of each layer [k, v], both (rows, heads, slots, head_dim)
         self.cursor = None  # (rows,) the slot of the token being read; None while prompts are read
         self.end = 0        # slots from here on are empty in every row
+
+    def get_seq_length(self, *args):  # asked for by some models
+        return self.end
 
     def update(self, k, v, layer_idx, *args, **kwargs):
         """Store k, v (rows, heads, new, head_dim); -> all keys and values to attend to."""
@@ -548,6 +551,11 @@ def check_reading(model, name):
     """Refuse a model that the tree would misread: the second answer in a tree must get the logits
     that the model's own forward pass gives it alone."""
     prompt, answers = [5, 6, 7, 8], [[9, 10, 11], [12, 13, 14]]
+    try:
+        sample(model, [prompt], 1, 2, 0.0, set())
+    except (AttributeError, TypeError, ValueError, IndexError) as e:
+        raise UserError(f"--model {name}: cannot be run with the cache and the masks of opct.py: "
+                        f"{e}")
     ours = head(model, read(model, pack([prompt], [answers])))[3:]  # (3, V)
     alone = torch.tensor([prompt + answers[1]], device=model.device)  # (1, 7)
     theirs = model(input_ids=alone).logits[0, 3:6]  # (3, V)
@@ -664,7 +672,7 @@ def train(cfg):
                 log.stop(done + 1, loss, norm, rows, answers)
             metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),
                            grad_norm=norm.item(), lr=optimizer.param_groups[0]["lr"])
-            with plumbing.no_interrupt():  # a step is whole or it was not
+            with kept.whole_step():
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1
@@ -674,8 +682,9 @@ def train(cfg):
     except KeyboardInterrupt:
         raise UserError(f"stopped after step {done}; all is in {out}, --resume goes on with it")
     finally:  # whatever ended it, keep what there is
-        log.close()
-        kept.save(done)
+        with plumbing.no_interrupt():
+            kept.save(done)
+            log.close()
     after = evaluate(model, tokenizer, held_out, cfg)
     return report.write(out, cfg, model, before, after, time.time() - started)
 

@@ -26,9 +26,10 @@ import torch.nn as nn
 
 import opct
 from data import judges, plumbing, ranks, report
-from data.checkpoint import Checkpoints
-from opct import (UserError, add_lora, answer_all, batches, check_reading, compare, encode_pairs,
-                  eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed, token_kl)
+from data.loading import target_ids
+from opct import (Checkpoints, UserError, add_lora, answer_all, batches, check_reading, compare,
+                  encode_pairs, eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed,
+                  token_kl)
 
 
 # 1. Config: that of opct.py (--kl has no effect), and where the targets come from
@@ -71,18 +72,6 @@ def make_targets(model, tokenizer, pairs, prompts, cfg):
              "target": tokenizer.decode(ids, skip_special_tokens=True)}
             for chat, ids in targets.items()])
     return [targets[json.dumps(pair.clean)] for pair in pairs]
-
-
-def target_ids(row, tokenizer, path, cfg):
-    """A row's own token ids, or those of its text and an end token, or SFT never learns to stop."""
-    ids, text = row.get("ids"), row.get("target")
-    if not ids and isinstance(text, str):
-        ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
-    if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < len(tokenizer) for i in ids)
-            and 0 < len(ids) <= cfg.max_new_tokens):
-        raise UserError(f"--targets {path}: neither 'ids', tokens of this model, nor a text in "
-                        f"'target', of at most {cfg.max_new_tokens} tokens: {json.dumps(row):.80}")
-    return ids
 
 
 # 3. Loss: cross-entropy by hand
@@ -150,7 +139,7 @@ def train(cfg):
                 log.stop(done + 1, loss, norm, rows, answers)
             metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),
                            grad_norm=norm.item(), lr=optimizer.param_groups[0]["lr"])
-            with plumbing.no_interrupt():  # a step is whole or it was not
+            with kept.whole_step():
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1
@@ -160,8 +149,9 @@ def train(cfg):
     except KeyboardInterrupt:
         raise UserError(f"stopped after step {done}; all is in {out}, --resume goes on with it")
     finally:  # whatever ended it, keep what there is
-        log.close()
-        kept.save(done)
+        with plumbing.no_interrupt():
+            kept.save(done)
+            log.close()
     after = evaluate(model, tokenizer, held_out, cfg)
     return report.write(out, cfg, model, before, after, time.time() - started)
 

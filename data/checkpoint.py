@@ -1,4 +1,5 @@
 """What a run can go on from: checkpoints that are whole or not there, and what they belong to."""
+import contextlib
 import hashlib
 import json
 import sys
@@ -33,6 +34,10 @@ def files(out):
     return sorted((out / "checkpoint").glob("step-*.safetensors"), reverse=True)
 
 
+def step_of(path):
+    return int(path.stem.removeprefix("step-"))
+
+
 def read(path):
     """-> tensors, metadata. ValueError if the file is cut short or altered."""
     try:
@@ -51,7 +56,8 @@ class Checkpoints:
 
     def __init__(self, out, cfg, model, optimizer, prompts):
         self.out, self.cfg, self.model = out, cfg, model
-        self.optimizer, self.saved = optimizer, None
+        self.optimizer, self.saved, self.broken = optimizer, None, False
+        self.live = {n: p.data for n, p in self.trained().items()}
         base = getattr(model, "frozen", {}) or {
             n: p for n, p in model.named_parameters() if not p.requires_grad}
         self.origin = {
@@ -62,10 +68,21 @@ class Checkpoints:
     def trained(self):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
+    @contextlib.contextmanager
+    def whole_step(self):
+        """A step is whole or it was not: an interrupt waits for its end, and after an error in the
+        midst of it nothing is saved, so that the last checkpoint stands."""
+        with no_interrupt():
+            self.broken = True
+            yield
+            self.broken = False
+
     def save(self, step):
         """Written beside and moved into place; the one before is kept until this one is whole."""
-        if self.saved == step or ranks.rank() > 0:
+        if self.saved == step or self.broken or ranks.rank() > 0:
             return
+        for n, p in self.trained().items():  # --lora-rank 0: an interrupt may come when the
+            p.data = self.live[n]            # teacher's weights are just in their place
         tensors = {}
         adam = self.optimizer.state_dict()["state"]
         for i, (name, p) in enumerate(self.trained().items()):
@@ -75,7 +92,8 @@ class Checkpoints:
         about = {"step": str(step), "sha256": digest(sorted(tensors.items())), **self.origin}
         with no_interrupt():
             write_tensors(self.out / f"checkpoint/step-{step:08}.safetensors", tensors, about)
-            for old in files(self.out)[KEEP:]:
+            found = [f for f in files(self.out) if step_of(f) <= step]  # later ones: another run's
+            for old in {*files(self.out)} - {*found[:KEEP]}:
                 old.unlink()
             self.save_trained()
         self.saved = step
@@ -85,7 +103,10 @@ class Checkpoints:
         model as a model folder."""
         out, cfg, trained = self.out, self.cfg, self.trained()
         if not cfg.lora_rank:
-            self.model.save_pretrained(out / "model")
+            try:
+                self.model.save_pretrained(out / "model")
+            except safetensors.SafetensorError as e:  # a full disk comes as this
+                raise OSError(f"{out}/model: {e}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.model.name_or_path)
             return tokenizer.save_pretrained(out / "model")
         write_tensors(out / "adapter_model.safetensors", {
@@ -109,10 +130,13 @@ class Checkpoints:
             raise UserError(f"--resume: no checkpoint in {self.out} is whole; --overwrite begins "
                             "the run anew")
         self.refuse_another(about)
+        if int(about["step"]) > self.cfg.steps:
+            raise UserError(f"--steps {self.cfg.steps}: the run in {self.out} is already at step "
+                            f"{int(about['step'])}")
         step, adam = int(about["step"]), self.optimizer.state_dict()
         for i, (name, p) in enumerate(self.trained().items()):
             p.data.copy_(state[name])
-            if step:
+            if f"step/{name}" in state:
                 adam["state"][i] = {key: state[f"{key}/{name}"]
                                     for key in ("step", "exp_avg", "exp_avg_sq")}
         self.optimizer.load_state_dict(adam)

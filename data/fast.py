@@ -28,6 +28,9 @@ def packed_weights(model):
     takes as long as multiplying: 1.5 to 1.9 times faster with 16 rows. The operators are those of
     torch's own compiler."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+    for m in model.modules():  # copies of weights that have begun to train
+        if "packed" in vars(m) and m.weight.requires_grad:
+            del m.packed, m.packed_from
     small = sum(m.weight.numel() for m in layers) <= PACK_AT_MOST
     if model.device.type != "cpu" or not small or not multiplies(model.dtype):
         layers = []
@@ -46,33 +49,37 @@ def packed_weights(model):
 
 def stretch(device):
     """-> tokens between two looks at which answers are finished; slots by which the part of the
-    cache that is attended to grows. On a GPU a look waits for the device, and each new shape needs a new CUDA graph."""
+    cache that is attended to grows. On a GPU a look waits for the device, and each new shape needs
+    a new CUDA graph."""
     return (16, 256) if device.type == "cuda" else (1, 1)
-
-
-def asks_host(config):
-    """Some long contexts' positions depend on the longest so far, which Python looks up."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope] + [r for r in rope.values() if isinstance(r, dict)]
-    return any(r.get("rope_type") in ("dynamic", "longrope") for r in kinds)
 
 
 def replayed(step, model):
     """step, a function without arguments that works in place on tensors of fixed shapes. On a GPU
     its second call records the kernels in a CUDA graph and later ones replay that: a decode step is
     hundreds of small kernels, which Python launches more slowly than the GPU does their work."""
-    if model.device.type != "cuda" or asks_host(model.config):
+    if model.device.type != "cuda" or getattr(model, "asks_host", False):
         return step
     graph, calls = torch.cuda.CUDAGraph(), 0
 
     def call():
         nonlocal calls
         calls += 1
+        if getattr(model, "asks_host", False):
+            return step()
         if calls == 1:  # not recorded: libraries set themselves up, on a stream aside as it must be
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                step()
+                try:
+                    torch.cuda.set_sync_debug_mode("error")
+                    step()
+                except RuntimeError:  # some models wait for the GPU to choose experts or positions:
+                    model.asks_host = True  # not to be recorded
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                if getattr(model, "asks_host", False):
+                    step()  # again: it waited before anything was moved on
             torch.cuda.current_stream().wait_stream(aside)
             return
         if calls == 2:

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from data.fast import multiplies, recompute_layers
-from data.plumbing import UserError
+from data.plumbing import UserError, check, is_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,26 +20,26 @@ def load_model(cfg):
     transformers.utils.logging.disable_progress_bar()
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         check_layers(config, cfg.model)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not tokenizer.encode("a"):
             raise OSError("the tokenizer's files are missing")
         # attention scores are soft-capped by transformers' eager form only
         capped = getattr(config, "attn_logit_softcapping", None)
         how = {"attn_implementation": "eager"} if capped else {}
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=pick_dtype(cfg, config, device), **how).to(device).eval()
+            path, dtype=pick_dtype(cfg, config, device), trust_remote_code=False, **how)
+        model = model.to(device).eval()
     except UserError:
         raise
     except Exception as e:  # a folder can be broken in more ways than transformers has errors
         where = "cannot be loaded" if local.is_dir() else "no such folder, nor on the hub"
-        why = str(e).strip().splitlines()[0]
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"--model {cfg.model} --device {device}: {where}: {why}")
     if cfg.gradient_checkpointing:
         recompute_layers(model)
-    ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
-    model.generation_config.eos_token_id = sorted(ends)
+    model.ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
     return model.requires_grad_(False), tokenizer
 
 
@@ -48,14 +48,34 @@ def encode(tokenizer, chat, thinking=False):
     if not tokenizer.chat_template:
         raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the "
                         "instruction-tuned model, or add a chat_template.jinja to the folder")
-    for token in tokenizer.all_special_tokens:  # data must not be able to end its own turn
-        if any(token in m["content"] for m in chat):
-            raise UserError(f"a prompt holds the control token {token}: {chat[-1]['content'][:50]}")
+    for m in chat:
+        refuse_control(tokenizer, m["content"])
     try:
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True,
                                              return_dict=False, enable_thinking=thinking)
     except jinja2.TemplateError as e:  # Gemma's refuses system messages
         raise UserError(f"{tokenizer.name_or_path}: its chat template refuses a prompt: {e}")
+
+
+def refuse_control(tokenizer, text):
+    """Data must not be able to end its own turn."""
+    added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    for token in {*tokenizer.all_special_tokens, *added}:
+        check(token not in text, f"a text holds the control token {token}: {text[:50]}")
+    check(is_text(text), f"holds half of a surrogate pair, which is no text: {text[:50]}")
+
+
+def target_ids(row, tokenizer, path, cfg):
+    """A row's own token ids, or those of its text and an end token, or SFT never learns to stop."""
+    ids, text = row.get("ids"), row.get("target")
+    if not ids and isinstance(text, str):
+        refuse_control(tokenizer, text)
+        ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
+    if not (isinstance(ids, list) and all(type(i) is int and 0 <= i < len(tokenizer) for i in ids)
+            and 0 < len(ids) <= cfg.max_new_tokens):
+        raise UserError(f"--targets {path}: neither 'ids', tokens of this model, nor a text in "
+                        f"'target', of at most {cfg.max_new_tokens} tokens: {json.dumps(row):.80}")
+    return ids
 
 
 def encode_pairs(model, tokenizer, pairs, cfg):
@@ -84,7 +104,7 @@ def pick_dtype(cfg, config, device):
 
 def eos_tokens(model):
     """The set of tokens that end an answer: load_model has added the tokenizer's to the model's."""
-    ends = model.generation_config.eos_token_id
+    ends = getattr(model, "ends", None) or model.generation_config.eos_token_id
     return {ends} if isinstance(ends, int) else set(ends or ())
 
 

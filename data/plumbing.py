@@ -57,11 +57,16 @@ def parse(Config, choices, argv):
     for name, value in vars(cfg).items():
         if type(value) in (int, float) and not (name not in may_be_0 and 1e-9) <= value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} {value} is out of range")
+    if cfg.beta2 >= 1 or cfg.seed >= 2 ** 63:
+        raise UserError("--beta2 must be below 1, --seed below 2 to the power of 63")
     return cfg
 
 
 def exit_code(command):
     """Run it -> 0, or 2 after one line that says what is wrong and what to do."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal may not know every character
+            stream.reconfigure(errors="replace")
     if in_main_thread():
         signal.signal(signal.SIGTERM, interrupt)  # as Ctrl-C: keep what there is
     try:
@@ -72,7 +77,8 @@ def exit_code(command):
     except KeyboardInterrupt:
         message = "interrupted; if training had begun, --resume goes on with it"
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and "memory" not in str(e):
+        if type(e) is RuntimeError and not re.search(
+                "out of memory|not enough memory|t allocate memory", str(e)):
             raise
         message = f"out of memory; lower --token-budget, --prompts, --samples or --eval-batch ({e})"
     except OSError as e:
@@ -189,9 +195,12 @@ def messages(value, where="a prompt"):
         raise UserError(f"{where} is neither text nor a list of messages with role and content")
     for m in chat:  # a role goes into the template as it is
         check(m.get("role") in ROLES, f"{where}: a role is none of {', '.join(ROLES)}")
-        check(m["content"].encode("utf-8", "ignore").decode() == m["content"],
-              f"{where}: holds half of a surrogate pair, which is no text")
+        check(is_text(m["content"]), f"{where}: holds half of a surrogate pair, which is no text")
     return [{"role": m["role"], "content": m["content"]} for m in chat]
+
+
+def is_text(string):
+    return string.encode("utf-8", "ignore").decode() == string
 
 
 def some_of(rows, cfg, split):
@@ -222,7 +231,9 @@ def read_pairs(path, task):
         name = json.dumps(pair["clean"])
         facts = {k: row[k] for k in ("answer", "suggested") if isinstance(row.get(k), str)}
         if task == "sycophancy":
-            wrong = [w for w in row.get("wrong") or [] if isinstance(w, str)]
+            wrong = row.get("wrong") or []
+            check(isinstance(wrong, list) and all(isinstance(w, str) for w in wrong),
+                  f"{path}, row {n}: 'wrong' is not a list of texts")
             facts.update(letters={}, candidates=list(dict.fromkeys([*facts.values(), *wrong])))
         elif task == "jailbreak":
             facts = {"harmful": row.get("harmful", True), "request": pair["clean"][-1]["content"]}

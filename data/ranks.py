@@ -95,4 +95,4 @@ def together():
     except RuntimeError as e:
         raise UserError("lost another process, which has stopped or died: see its message; what "
                         "there is is kept, --resume goes on with it "
-                        f"({str(e).splitlines()[0]:.120})")
+                        f"({(str(e) or type(e).__name__).splitlines()[0]:.120})")

@@ -21,9 +21,11 @@ class Log:
 
     def __init__(self, out, cfg, done):
         self.out, path = out, out / "log.jsonl"
-        lines = steps_in(path)[:done] if done else []
-        if len(lines) < done:
-            print(f"{path}: steps {len(lines) + 1} to {done} are lost", file=sys.stderr)
+        lines = [line for line in steps_in(path) if line["step"] <= done] if done else []
+        lost = sorted({*range(1, done + 1)} - {line["step"] for line in lines})
+        if lost:
+            print(f"{path}: damaged, without {len(lost)} of the steps done, the first {lost[0]}",
+                  file=sys.stderr)
         if ranks.rank() > 0:  # the first rank writes for all
             path = Path(os.devnull)
         else:
@@ -35,6 +37,9 @@ class Log:
     def begin(self, path, cfg, lines):
         self.out.mkdir(parents=True, exist_ok=True)
         first = json.dumps({"config": asdict(cfg), "versions": versions()})
+        if not cfg.resume:
+            for old in (self.out / "checkpoint").glob("step-*"):  # of a run that is overwritten
+                old.unlink()
         write_text(path, "\n".join([first, *map(json.dumps, lines)]) + "\n")
         (self.out / "results.json").unlink(missing_ok=True)
 
@@ -84,15 +89,16 @@ def collapse(lines):
 
 
 def steps_in(path):
-    """The whole lines of a log but its first, up to the first that is cut or out of turn."""
+    """The lines of a log but its first, without those that are cut or out of turn."""
     steps = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
         try:
-            steps.append(json.loads(line))
+            step = json.loads(line)
         except ValueError:
-            break
-        if not isinstance(steps[-1], dict) or steps[-1].get("step") != len(steps):
-            return steps[:-1]
+            continue
+        last = steps[-1]["step"] if steps else 0
+        if isinstance(step, dict) and type(step.get("step")) is int and step["step"] > last:
+            steps.append(step)
     return steps
 
 

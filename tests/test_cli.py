@@ -2,10 +2,8 @@
 import dataclasses
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -53,6 +51,7 @@ def broken(tmp_path_factory):
 @pytest.mark.parametrize("argv, words", [
     ("--lerning-rate 1", "--lerning-rate"), ("--step 3", "--step"), ("extra", "extra"),
     ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
+    ("--beta2 1", "--beta2"), ("--seed 18446744073709551616", "--seed"),
     ("--lr -1", "--lr"), ("--prompts 0", "--prompts"), ("--lr", "--lr"),
     ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"),
     ("--form essay", "--form"),
@@ -138,9 +137,8 @@ def command(*argv):
     return [sys.executable, str(ROOT / "opct.py"), *argv]
 
 
-@pytest.mark.parametrize("more", [[], ["--form", "choices", "--kl", "sampled"]])
-def test_the_main_command_runs_and_prints_one_json_line_last(tmp_path, more):
-    argv = command("--steps", "2", "--eval-questions", "8", "--prompts", "4", *more)
+def test_the_main_command_runs_and_prints_one_json_line_last(tmp_path):
+    argv = command("--steps", "2", "--eval-questions", "8", "--prompts", "4")
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
@@ -148,19 +146,10 @@ def test_the_main_command_runs_and_prints_one_json_line_last(tmp_path, more):
     assert "before" in done.stdout and (tmp_path / "out/sycophancy/results.json").exists()
 
 
-def test_ctrl_c_writes_what_there_is_and_says_where(tmp_path):
-    process = subprocess.Popen(command("--steps", "100000", "--eval-questions", "4"), text=True,
-                               cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    log = tmp_path / "out/sycophancy/log.jsonl"
-    deadline = time.time() + 60
-    while time.time() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    steps = log.read_text().count("\n") - 1
-    assert process.returncode == 2 and "Traceback" not in err
-    assert f"stopped after step {steps}; all is in out/sycophancy" in err
-    assert (tmp_path / "out/sycophancy/adapter_model.safetensors").exists()
+def test_lettered_choices_and_the_sampled_kl_run_too(tmp_path, capsys):
+    flags = "--steps 2 --eval-questions 4 --prompts 4 --form choices --kl sampled --out".split()
+    assert opct.main([*flags, str(tmp_path / "o")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["after"]
 
 
 def test_models_of_other_families_load_by_the_same_path(tmp_path, tiny):

@@ -60,22 +60,31 @@ def test_a_step_works_in_place(llama, monkeypatch):
 
 def test_a_replayed_step_runs_once_for_each_call(monkeypatch):
     """The order of recording and replaying, on a stand-in for the GPU's graph."""
-    log, cuda = [], SimpleNamespace(
+    log, mode = [], ["default"]
+    cuda = SimpleNamespace(
+        set_sync_debug_mode=mode.append,
         Stream=lambda: SimpleNamespace(wait_stream=lambda other: None),
         current_stream=lambda: SimpleNamespace(wait_stream=lambda other: None),
         stream=lambda s: contextlib.nullcontext(),
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: log.append("replay")),
         graph=lambda g, capture_error_mode: contextlib.nullcontext())
     monkeypatch.setattr(fast.torch, "cuda", cuda)
-    config = SimpleNamespace(rope_parameters={"rope_type": "default"})
-    gpu = SimpleNamespace(device=torch.device("cuda"), config=config)
-    call = fast.replayed(lambda: log.append("python"), gpu)
+    gpu, waits = SimpleNamespace(device=torch.device("cuda")), []
+
+    def step():
+        if waits and mode[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        log.append("python")
+    call = fast.replayed(step, gpu)
     for _ in range(4):
         call()
     assert log == ["python", "python", "replay", "replay", "replay"]  # the second python records
-    config.rope_parameters = {"full_attention": {"rope_type": "longrope"}}
-    step = log.clear
-    assert fast.replayed(step, gpu) == step  # that one asks the host: not to be recorded
+    log.clear()
+    waits.append("for the GPU")  # such a model cannot be recorded: python every time
+    for call in (fast.replayed(step, gpu), fast.replayed(step, gpu)):
+        call()
+        call()
+    assert log == ["python"] * 4 and mode[-1] == "default"
 
 
 def test_recomputed_layers_give_the_same_gradients_and_keep_less(adapted):

@@ -128,8 +128,58 @@ def test_a_log_cut_in_the_middle_of_a_line_is_mended_as_far_as_it_goes(copy, cap
     text = (copy / "log.jsonl").read_text()
     (copy / "log.jsonl").write_text(text[:-40])
     go_on(copy)
-    assert "steps 4 to 4 are lost" in capsys.readouterr().err
-    assert [s["step"] for s in log_of(copy)] == [1, 2, 3, 5, 6]
+    assert "without 1 of the steps done, the first 4" in capsys.readouterr().err
+    go_on(copy, steps=7)  # what the log has lost does not take more of it along
+    assert [s["step"] for s in log_of(copy)] == [1, 2, 3, 5, 6, 7]
+
+
+def test_a_run_that_is_overwritten_leaves_no_checkpoint_to_go_on_from(copy):
+    opct.train(opct.Config(out=str(copy), overwrite=True, **{**SHORT, "steps": 1}))
+    assert [f.name for f in checkpoint.files(copy)] == ["step-00000001.safetensors"]
+
+
+def test_fewer_steps_than_are_done_are_refused(copy):
+    with pytest.raises(opct.UserError, match="--steps 3: .* already at step 4"):
+        go_on(copy, steps=3)
+
+
+def test_an_error_in_the_midst_of_an_optimizer_step_is_not_saved(copy, run, monkeypatch):
+    step, calls = torch.optim.Adam.step, []
+
+    def breaks(self, *args, **kwargs):
+        calls.append(1)
+        step(self, *args, **kwargs)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+    monkeypatch.setattr(torch.optim.Adam, "step", breaks)
+    with pytest.raises(RuntimeError):
+        go_on(copy)
+    assert checkpoint.files(copy)[0].name == "step-00000004.safetensors"
+    monkeypatch.undo()
+    go_on(copy)
+    assert same(copy, run)
+
+
+def test_an_interrupt_while_the_teacher_reads_does_not_save_its_weights(tmp_path, monkeypatch):
+    out, all_weights = tmp_path / "o", {**SHORT, "lora_rank": 0, "lr": 1e-3}
+    opct.train(opct.Config(out=str(out), **{**all_weights, "steps": 2}))
+    kl, calls = opct.token_kl, []
+
+    def stops(student, teacher, target=None):  # the base's weights are put in their place, as if
+        calls.append(1)                        # an interrupt kept teacher() from taking them out
+        if len(calls) == 20:
+            for name, p in base[0].named_parameters():
+                p.data = base[0].frozen[name]
+            raise KeyboardInterrupt
+        return kl(student, teacher, target)
+    base, add = [], opct.add_lora
+    monkeypatch.setattr(opct, "add_lora", lambda m, *a: base.append(m) or add(m, *a))
+    monkeypatch.setattr(opct, "token_kl", stops)
+    with pytest.raises((opct.UserError, KeyboardInterrupt)):
+        opct.train(opct.Config(out=str(out), resume=True, **{**all_weights, "steps": 40}))
+    saved, _ = checkpoint.read(checkpoint.files(out)[0])
+    frozen = base[0].frozen
+    assert max((saved[n] - frozen[n]).abs().max() for n in frozen) > 1e-4
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

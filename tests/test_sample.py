@@ -95,9 +95,10 @@ def test_nothing_is_inherited_from_the_generation_config(llama):
 def test_end_tokens_of_tokenizer_and_generation_config_both_count(tiny):
     model, tokenizer = tiny
     assert tokenizer.eos_token_id in opct.eos_tokens(model)
-    model.generation_config.eos_token_id, kept = [7, 9], model.generation_config.eos_token_id
+    model.generation_config.eos_token_id, ends = [7, 9], model.ends
+    del model.ends
     assert opct.eos_tokens(model) == {7, 9}
-    model.generation_config.eos_token_id = kept
+    model.ends = ends
 
 
 def test_sampling_leaves_no_gradient_and_eval_mode_as_it_was(llama):
