@@ -173,6 +173,28 @@ def transcript():
     return "\n\n".join(turns)
 
 
+def bench_table():
+    bench = load("bench.json")[0]
+    rows = [r for b in load("bench*.json") for r in b["rows"]]
+    rows.sort(key=lambda r: (r["part"], r["dtype"]))
+    lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for r in rows:
+        name = f"{r['part']} against {r['rival']}"
+        lines.append(f"| {name} | {r['dtype']} | {r['ours_s']:.2f} s | "
+                     f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | "
+                     f"{r['ours_gb']:.1f} GB | {r['rival_gb']:.1f} GB |")
+    w, v, h = bench["workload"], bench["versions"], bench["hardware"]
+    runs = [r["runs"] for r in rows]
+    trl = f", TRL {v['trl']}" if "trl" in v else ""
+    lines.append(
+        f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
+        f"answers each of {w['new_tokens']} tokens; medians of {min(runs)} to {max(runs)} "
+        f"runs after one that warms up; {h['threads']} threads of an {h['cpu']}, "
+        f"torch {v['torch']}, transformers {v['transformers']}{trl}.")
+    return "\n".join(lines)
+
+
 def bench_of(bench):
     """The table of tests/bench.py: each figure beside its rival and its floor."""
     lines = ["| | dtype | ours | rival | | of the floor | memory, ours | rival |",
@@ -223,11 +245,7 @@ def memory_table():
         lines.append(f"| {name} | " + " | ".join(
             f"{plain[k]:.1f}" for k in ("weights", "adapter", "sampling", "reading", "peak"))
             + f" | {lean['peak']:.1f} |")
-    steps = [r for r in load("bench.json")[0]["rows"] if r["part"] == "whole step"]
-    seen = "; ".join(f"{r['dtype']} {r['reckoned_gb']:.1f} reckoned, {r['ours_gb']:.1f} measured"
-                     for r in steps)
-    lines.append("\n8 prompts of 256 tokens, 4 answers each of 256, --token-budget 2048, rank 16. "
-                 f"The bench's step, peak of the whole process in GB: {seen}.")
+    lines.append("\n8 prompts of 256 tokens, 4 answers each of 256, --token-budget 2048, rank 16.")
     return "\n".join(lines)
 
 
@@ -252,7 +270,7 @@ TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
           "reliability": reliability,
-          "bench": lambda: bench_of(load("bench.json")[0]), "memory": memory_table}
+          "bench": bench_table, "memory": memory_table}
 
 
 def filled(readme):
