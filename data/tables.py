@@ -249,27 +249,14 @@ def memory_table():
     return "\n".join(lines)
 
 
-def reliability():
-    """What tests/kills.py and tests/fuzz.py left."""
-    kills, fuzz = load("kills.json")[0], load("fuzz.json")[0]
-    return "\n".join([
-        "| | | |", "| --- | --- | --- |",
-        f"| killed at a random moment, then continued | {kills['same']} of {kills['kills']} end "
-        f"bitwise the same | {kills['minutes']} minutes |",
-        f"| random data files | {fuzz['tracebacks']} tracebacks in {fuzz['inputs']:,}: "
-        f"{fuzz['refused']:,} refused in one line, {fuzz['taken']:,} taken | "
-        f"{fuzz['minutes']} minutes |"])
-
-
 TINY = dict.fromkeys(COMPARED, "tiny")
-SMOLLM2 = {**dict.fromkeys(COMPARED, "smollm2"), "sycophancy": "smollm2-capitals"}
+SMOLLM2 = {**dict.fromkeys(COMPARED, "smollm2"), "sycophancy": "smollm2-short"}
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared": lambda: compared(TINY), "loops": loop_diff,
           "curves": lambda: curves(TINY),
           "compared-smollm2": lambda: compared(SMOLLM2),
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
-          "reliability": reliability,
           "bench": bench_table, "memory": memory_table}
 
 
