@@ -138,6 +138,14 @@ def test_weights_that_train_or_change_are_not_taken_from_an_old_copy(llama):
         assert "forward" not in vars(layer)
 
 
+def test_a_forward_that_somebody_else_has_put_in_place_stays(llama):
+    head = llama.get_output_embeddings()
+    head.forward = theirs = lambda hidden: hidden
+    with fast.packed_weights(llama):
+        assert head.forward is theirs
+    assert head.forward is theirs
+
+
 def test_a_large_model_is_not_packed(llama, monkeypatch):
     monkeypatch.setattr(fast, "PACK_AT_MOST", 1000)
     with fast.packed_weights(llama):

@@ -18,8 +18,11 @@ import sys
 sys.path.insert(0, {root!r})
 import torch, opct, train_sft
 alone = opct.sample
-def own_dice(model, prompts, *how):  # the same chance for a prompt, whichever process answers it
-    return [alone(model, [p], *how[:-1], torch.Generator().manual_seed(sum(p)))[0] for p in prompts]
+def own_dice(model, prompts, K, longest, temperature, ends, dice=None):
+    # the same chance for a prompt, whichever process answers it
+    seeds = [torch.Generator().manual_seed(sum(p)) for p in prompts]
+    return [alone(model, [p], K, longest, temperature, ends, seed)[0]
+            for p, seed in zip(prompts, seeds)]
 opct.sample = own_dice
 with opct.ranks.joined():
     sys.exit(opct.main([*sys.argv[2:], "--out", sys.argv[1] + "/opct"]) or opct.main(
