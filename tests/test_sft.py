@@ -123,7 +123,8 @@ def test_compare_runs_stage_by_stage_and_does_nothing_twice(tmp_path):
     copy = tmp_path / "project"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
     argv = [sys.executable, "data/compare.py", "--name", "trial", "--tasks", "safety", "--arms",
-            "sft", "--seeds", "1", "--stages", "1", "2", "--eval-questions", "3", "--prompts", "2"]
+            "sft", "--seeds", "1", "--stages", "1", "2", "--eval-questions", "3", "--prompts", "2",
+            "--train-questions", "4"]
     first, again = (subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=True)
                     for _ in range(2))
     assert first.stdout.count("done") == again.stdout.count("there") == 1
