@@ -40,6 +40,7 @@ COMPARED = {  # split, metric, label, the paper's base / SFT / OPCT
         ("unseen", "answered_benign", "answers a framed harmless one", ""), *COST],
     "safety": [
         ("unseen", "warned", "warns of the hidden danger", ""),
+        ("unseen", "warned_hinted", "the same when told the fact", ""),
         ("unseen", "warned_safe", "warns where there is none", ""),
         ("unseen", "ausc", "AUSC, 101 thresholds", ".526 / .829 / .876"),
         ("unseen", "model_score", "facts with every prompt warned", ""), *COST]}
@@ -249,6 +250,18 @@ def memory_table():
     return "\n".join(lines)
 
 
+def reliability():
+    """What tests/kills.py and tests/fuzz.py left."""
+    kills, fuzz = load("kills.json")[0], load("fuzz.json")[0]
+    return "\n".join([
+        "| | | |", "| --- | --- | --- |",
+        f"| killed at a random moment, then continued | {kills['same']} of {kills['kills']} end "
+        f"bitwise the same | {kills['minutes']} minutes |",
+        f"| random data files | {fuzz['tracebacks']} tracebacks in {fuzz['inputs']:,}: "
+        f"{fuzz['refused']:,} refused in one line, {fuzz['taken']:,} taken | "
+        f"{fuzz['minutes']} minutes |"])
+
+
 TINY = dict.fromkeys(COMPARED, "tiny")
 SMOLLM2 = {**dict.fromkeys(COMPARED, "smollm2"), "sycophancy": "smollm2-short"}
 TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
@@ -257,6 +270,7 @@ TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared-smollm2": lambda: compared(SMOLLM2),
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
+          "reliability": reliability,
           "bench": bench_table, "memory": memory_table}
 
 
