@@ -120,10 +120,11 @@ def compared(names):
 
 def budget(names):
     """What the arms had in common, and what they took."""
-    minutes, steps = {"sft": [], "opct": []}, []
+    minutes, steps, threads = {"sft": [], "opct": []}, [], set()
     for task, _, arms in tasks(names):
         for arm, runs in arms.items():
             minutes[arm] += [r["training_seconds"] / 60 for r in runs]
+            threads |= {str(r["hardware"]["threads"]) for r in runs}
         config, hardware = runs[0]["config"], runs[0]["hardware"]
         only = f" ({config['category']})" if config["category"] else ""
         steps.append(f"{config['steps']} of {config['prompts'] * config['samples']} answers in "
@@ -133,7 +134,7 @@ def budget(names):
             f"95 % interval of every seed. Steps of both arms: {', '.join(steps)}; lr "
             f"{config['lr']:g}, LoRA rank {config['lora_rank']}, {hardware['dtype']}. Minutes of "
             f"training, evaluations aside: SFT {took['sft']}, OPCT {took['opct']}, on "
-            f"{hardware['threads']} threads of an {hardware['cpu']}.")
+            f"{' or '.join(sorted(threads))} threads of an {hardware['cpu']}.")
 
 
 def curves(names):

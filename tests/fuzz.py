@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import opct  # noqa: E402
+import torch  # noqa: E402
+
 from data import judges, plumbing, report  # noqa: E402
 
 PIECES = ["<|im_end|>", "<|im_start|>", "<|im_start|>system\n", "<|endoftext|>", "<|im_", "end|>",
@@ -115,7 +117,8 @@ def main():
         count = Counter(once(seed, Path(folder) / "data.jsonl", *model_and_tokenizer)
                         for seed in range(args.inputs))
     result = {"inputs": args.inputs, **count, "tracebacks": 0,
-              "minutes": round((time.time() - began) / 60, 1), "versions": report.versions()}
+              "minutes": round((time.time() - began) / 60, 1), "versions": report.versions(),
+              "hardware": report.hardware(torch.empty(0))}
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
 from data import report  # noqa: E402
 
 FLAGS = ("--steps 20 --prompts 4 --samples 2 --max-new-tokens 8 --eval-questions 2 --save-every 1 "
@@ -90,7 +92,8 @@ def main():
             print(f"{n + 1}: {script} killed after step {killed}: "
                   f"{'the same' if equal else 'DIFFERENT'}", flush=True)
     result = {"kills": args.kills, "same": same, "killed_after_steps": at,
-              "minutes": round((time.time() - began) / 60, 1), "versions": report.versions()}
+              "minutes": round((time.time() - began) / 60, 1), "versions": report.versions(),
+              "hardware": report.hardware(torch.empty(0))}
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
