@@ -2,8 +2,6 @@
 import difflib
 import inspect
 import json
-import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +10,7 @@ from conftest import ROOT, logits_alone, prompt_of
 
 import opct
 import train_sft
+from data import compare
 
 SHORT = dict(steps=3, prompts=2, samples=2, max_new_tokens=8, eval_questions=8, save_every=2,
              train_questions=40, device="cpu")
@@ -119,15 +118,26 @@ def test_the_file_is_short():
     assert len((ROOT / "train_sft.py").read_text(encoding="utf-8").splitlines()) <= 170
 
 
-def test_compare_runs_stage_by_stage_and_does_nothing_twice(tmp_path):
-    copy = tmp_path / "project"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
-    argv = [sys.executable, "data/compare.py", "--name", "trial", "--tasks", "safety", "--arms",
-            "sft", "--seeds", "1", "--stages", "1", "2", "--eval-questions", "3", "--prompts", "2",
-            "--train-questions", "4"]
-    first, again = (subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=True)
-                    for _ in range(2))
-    assert first.stdout.count("done") == again.stdout.count("there") == 1
-    result = json.loads((copy / "data/results/trial-safety-sft-seed0.json").read_text())
+def test_compare_runs_stage_by_stage_and_does_nothing_twice(tmp_path, monkeypatch, capsys):
+    argv = ["compare.py", "--name", "trial", "--tasks", "safety", "--arms", "sft", "--seeds", "1",
+            "--stages", "1", "2", "--eval-questions", "3", "--prompts", "2", "--train-questions",
+            "4"]
+    runs = []
+
+    def here(argv, cwd, check, stdout):  # in this process, which has loaded everything
+        assert argv[1] == "train_sft.py" and cwd == tmp_path and check
+        runs.append(argv)
+        assert opct.main(argv[2:], train_sft.train, train_sft.Config) == 0
+    monkeypatch.setattr(compare.subprocess, "run", here)
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/results").mkdir(parents=True)
+    compare.main()
+    compare.main()
+    printed = capsys.readouterr().out
+    assert len(runs) == 2 and "--resume" in runs[1]
+    assert printed.count("seed0: done") == printed.count("seed0: there") == 1
+    result = json.loads((tmp_path / "data/results/trial-safety-sft-seed0.json").read_text())
     assert list(result["curve"]) == ["1", "2"] and result["config"]["steps"] == 2
     assert result["after"] == result["curve"]["2"] and result["training_seconds"] > 0
