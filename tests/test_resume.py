@@ -195,7 +195,8 @@ def test_a_signal_keeps_what_there_is(how, tmp_path, run):
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     done = len(log_of(tmp_path / "o"))
-    assert process.returncode == 2 and f"stopped after step {done}" in err
+    assert process.returncode == 2 and f"stopped after step {done}; all is in o" in err
+    assert "Traceback" not in err and (tmp_path / "o/adapter_model.safetensors").exists()
     assert log_of(tmp_path / "o")[:6] == log_of(run)[:done]
     assert checkpoint.files(tmp_path / "o")[0].name == f"step-{done:08}.safetensors"
 
