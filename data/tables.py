@@ -225,7 +225,7 @@ def bench_of(bench):
         parts = ", ".join(f"{name} {s / whole:.0%}" for name, s in r["phases"].items())
         lines.append(f"\nA step in {r['dtype']}: {parts}.")
     names = {"answers": "answers a prompt", "prompt_tokens": "prompt tokens",
-             "new_tokens": "answer tokens"}
+             "new_tokens": "answer tokens", "vocabulary": "vocabulary"}
     for name, got in bench["growth"].items():
         half, usual, double = got.values()
         lines.append(f"{names[name].capitalize()} halved or doubled: {half / usual:.2f} and "

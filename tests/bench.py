@@ -37,11 +37,12 @@ from data import fast, memory, report, tables  # noqa: E402
 
 # ---- the workload
 
-def make_model(folder, shape):
+def make_model(folder, shape, times=1):
     """Random weights, with the embedded tokenizer and no end token: every answer has full length.
-    """
+    times: how much larger the vocabulary is than the shape's."""
     config = memory.SHAPES[shape]()
-    config.update({"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0})
+    config.update({"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
+                   "vocab_size": int(config.vocab_size * times)})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
@@ -317,6 +318,12 @@ def growth(args):
         usual = getattr(args, name)
         rows[name] = {n: statistics.median(apart(step_ours, args, **{name: n})["seconds"])
                       for n in (usual // 2, usual, usual * 2)}
+    usual, rows["vocabulary"] = memory.SHAPES[args.shape]().vocab_size, {}
+    for times in (0.5, 1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(folder, args.shape, times)
+            rows["vocabulary"][int(usual * times)] = statistics.median(
+                apart(step_ours, args, model=folder)["seconds"])
     return rows
 
 
