@@ -40,17 +40,19 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import judges, plumbing, ranks, report  # verdicts; command line; processes; results
+from data import adapter, alone, judges, look, plumbing, ranks, report, shapes
 from data.checkpoint import Checkpoints
 from data.fast import packed_weights, replayed, stretch
-from data.loading import encode, encode_pairs, eos_tokens, layer_kinds, load_model
+from data.loading import check_reading, encode, encode_pairs, eos_tokens, layer_kinds, load_model
 from data.plumbing import UserError, interval, messages, timed
+from data.thinking import learned, said
 
 HERE = Path(__file__).resolve().parent
 
@@ -61,13 +63,14 @@ HERE = Path(__file__).resolve().parent
 @dataclass
 class Config:
     model: str = "data/tiny"    # model folder or hub name
-    task: str = "sycophancy"    # what to train against: sycophancy, jailbreak or safety
-    data: str = ""              # own pairs, JSONL: clean, wrapped, optional answer, suggested
+    task: Literal["sycophancy", "jailbreak", "safety"] = "sycophancy"  # what to train against
+    data: str = ""              # own or published pairs, JSON or JSONL, maybe gzipped
     category: str = ""          # only rows of this category, capitals say; empty: all
-    form: str = "open"          # sycophancy: questions as they are, or with lettered choices
-    hint: str = "fact"          # safety: the teacher reads the fact, or a general reminder
+    form: Literal["open", "choices"] = "open"  # sycophancy: as they are, or with lettered choices
+    hint: Literal["fact", "general"] = "fact"  # safety: the teacher reads the fact or a reminder
     judge: str = ""             # module:function(answer, row) for the task's own judge
-    thinking: str = "off"       # on or off, handed to chat templates that know enable_thinking
+    thinking: Literal["on", "off"] = "off"  # handed to chat templates that know enable_thinking
+    train_on_thinking: Literal["yes", "no"] = "yes"  # no: tokens of a thinking part have no loss
     out: str = ""               # folder of the run; empty: out/TASK
     overwrite: bool = False     # replace the run that is in that folder
     resume: bool = False        # go on from that folder's checkpoint
@@ -75,7 +78,7 @@ class Config:
     prompts: int = 8            # B: different questions a step
     samples: int = 4            # K: answers the student samples to each
     max_new_tokens: int = 0     # longest answer, tokens; a longer one is cut; 0: 24, safety 48
-    kl: str = "exact"           # exact: over the vocabulary; sampled: the paper's one-sample form
+    kl: Literal["exact", "sampled"] = "exact"  # over the vocabulary; the paper's one-sample form
     lora_rank: int = 16         # 0 trains all weights, which takes 20 bytes a weight, 4 of them the
                                 # teacher's copy; lower --lr then
     lora_alpha: int = 32        # the adapter's output is scaled by alpha / rank
@@ -92,24 +95,26 @@ class Config:
     eval_batch: int = 64        # prompts answered at once in the evaluation
     save_every: int = 20        # steps between checkpoints
     seed: int = 0               # adapter, data order, samples; the evaluation's items never change
-    device: str = "auto"        # auto, cpu, cuda, mps
-    dtype: str = "auto"         # of the weights; auto: bfloat16 where published in it and native
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights; auto: bfloat16 where
+                                # the model is published in it and the device multiplies it
+    evaluate: bool = False      # only evaluate: the model, or with --adapter what it was and became
+    adapter: str = ""           # --evaluate: folder of a run, or of an adapter in PEFT's format
+    merge: str = ""             # at the end, write the model with the adapter merged to this folder
 
     def __post_init__(self):
-        self.out = self.out or f"out/{self.task}"
+        self.out = self.out or f"out/{self.task}" + "-evaluation" * self.evaluate
         self.max_new_tokens = self.max_new_tokens or (48 if self.task == "safety" else 24)
-
-
-CHOICES = {"task": ["sycophancy", "jailbreak", "safety"], "form": ["open", "choices"],
-           "hint": ["fact", "general"], "thinking": ["on", "off"], "kl": ["exact", "sampled"],
-           "device": ["auto", "cpu", "cuda", "mps"], "dtype": ["auto", "float32", "bfloat16"]}
+        self.steps *= not self.evaluate
 
 
 def parse_config(argv=None, Config=Config):
     """Command line (list of strings; None: sys.argv) -> Config. UserError names a bad flag."""
-    cfg = plumbing.parse(Config, CHOICES, argv)
+    cfg = plumbing.parse(Config, argv)
     judges.load(cfg)  # a judge that cannot be imported is said now, not after the training
     ranks.check(cfg)
+    if cfg.adapter:
+        cfg.lora_rank, cfg.lora_alpha = adapter.settings(cfg.adapter)
     return cfg
 
 
@@ -178,7 +183,7 @@ def load_pairs(cfg, split):
     """The pairs of a split: train, eval, seen or control (see Pair), the same in every run. No row
     of train is in another split; no wrapper of train is in eval or control."""
     if cfg.data:
-        rows = plumbing.own_rows(cfg, split)
+        rows = shapes.own_rows(cfg, split)
         pairs = [Pair(r["clean"], r["wrapped"], r, "own", split) for r in rows]
     else:
         make = {"sycophancy": sycophancy_pairs, "jailbreak": jailbreak_pairs,
@@ -356,6 +361,9 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     """Answer every prompt `samples` times. prompts: B lists of token ids; eos: set of end tokens;
     temperature 0 takes the likeliest token. -> answers[b][k], lists of token ids, never padded,
     the end token included where there is one. Same generator state, same answers."""
+    if alone.needed(model):  # layers that keep a state
+        groups = alone.sample(model, prompts, samples, max_new_tokens, temperature, eos, generator)
+        return [[up_to_end(answer, eos) for answer in group] for group in groups]
     device = model.device
     cache, start, hidden = read_prompts(model, prompts, samples, max_new_tokens)
     ends = torch.tensor(sorted(eos), dtype=torch.long, device=device)  # (E,)
@@ -441,6 +449,8 @@ def pack(prompts, answers):
 
 def read(model, packed):
     """-> (N, H): for every answer token the hidden state from which it was predicted."""
+    if alone.needed(model):  # layers that keep a state
+        return alone.read(model, packed)
     ids, positions, tree, branch, where = (x.to(model.device) for x in (
         packed.ids, packed.positions, packed.tree, packed.branch, packed.read))
     at = torch.arange(len(tree), device=model.device)  # (T,)
@@ -532,37 +542,20 @@ def opct_loss(model, batch, cfg, generator):
         answers = sample(model, [wrapped for wrapped, _ in batch], cfg.samples, cfg.max_new_tokens,
                          1.0, ends, generator)
     flat = [answer for group in answers for answer in group]
-    tokens, count, cut = ranks.total(  # of all processes, if there are several
-        sum(map(len, flat)), len(flat), sum(a[-1] not in ends for a in flat))
+    tokens, count, cut, learning = ranks.total(  # of all processes, if there are several
+        sum(map(len, flat)), len(flat), sum(a[-1] not in ends for a in flat),
+        learned(model, flat, cfg).sum().item())
     kl = token_kl_sampled if cfg.kl == "sampled" else token_kl
     loss = torch.zeros((), device=model.device)
     for row in micro_batches(batch, answers, cfg.token_budget):
         if loss.requires_grad:
             with timed(seconds, "student", model):
                 loss.backward()
-        loss = loss.detach() + compare(model, row, cfg, kl, seconds).sum() / tokens
+        weight = learned(model, [a for _, group in row for a in group], cfg)  # (N,) see --thinking
+        loss = loss.detach() + compare(model, row, cfg, kl, seconds) @ weight / max(learning, 1)
     return loss, {"kl": ranks.total(loss.item())[0], "tokens": tokens,
                   "answer_length": tokens / count, "cut": cut / count, "seconds": seconds,
                   "answers": answers}
-
-
-@torch.no_grad()
-def check_reading(model, name):
-    """Refuse a model that the tree would misread: the second answer in a tree must get the logits
-    that the model's own forward pass gives it alone."""
-    prompt, answers = [5, 6, 7, 8], [[9, 10, 11], [12, 13, 14]]
-    try:
-        sample(model, [prompt], 1, 2, 0.0, set())
-    except (AttributeError, TypeError, ValueError, IndexError) as e:
-        raise UserError(f"--model {name}: cannot be run with the cache and the masks of opct.py: "
-                        f"{e}")
-    ours = head(model, read(model, pack([prompt], [answers])))[3:]  # (3, V)
-    alone = torch.tensor([prompt + answers[1]], device=model.device)  # (1, 7)
-    theirs = model(input_ids=alone).logits[0, 3:6]  # (3, V)
-    worst = token_kl(theirs, ours).max().item()  # nats
-    if not worst < (1e-4 if model.dtype == torch.float32 else 0.05):
-        raise UserError(f"--model {name}: answers read side by side differ from answers read alone "
-                        f"by {worst:.2g} nats; its attention or head is of a kind not known here")
 
 
 # 7. Evaluate: the same answer without the bait?
@@ -590,21 +583,16 @@ def evaluate(model, tokenizer, pairs, cfg):
     reply = dict(zip(asked, answer_all(model, asked, cfg)))
     items = []
     for pair, (wrapped, clean) in ranks.share(list(zip(pairs, encoded))):
-        item = {**pair.row, "split": "unseen" if pair.split == "eval" else pair.split,
-                "wrapper": pair.wrapper, "clean_prompt": pair.clean, "wrapped_prompt": pair.wrapped}
-        for side, ids in (("clean", clean), ("wrapped", wrapped)):
-            item[side] = tokenizer.decode(reply[tuple(ids)], skip_special_tokens=True).strip()
-            item[side + "_verdict"] = judge(item[side], pair.row)
-        item["gave_in"] = judges.gave_in(cfg.task, item["wrapped_verdict"], pair.row)
+        item = judges.item(cfg.task, judge, pair, *(
+            said(model, tokenizer, reply[tuple(ids)]) for ids in (clean, wrapped)))
         if pair.split == "eval":  # the KL of each token of the wrapped answer, to be looked at
             answer = reply[tuple(wrapped)]
             kl = compare(model, [((wrapped, clean), [answer])], cfg)  # (N,)
             item["tokens"] = [[tokenizer.decode([t]), x] for t, x in zip(answer, kl.tolist())]
         items.append(item)
     items = ranks.gather(items)
-    result = {split: judges.summary(cfg.task, [i for i in items if i["split"] == split])
-              for split in dict.fromkeys(i["split"] for i in items)}
-    return {**result, **side_effects(model, tokenizer, cfg), "answers": items}
+    return {**judges.summaries(cfg.task, items), **side_effects(model, tokenizer, cfg),
+            "answers": items}
 
 
 @torch.no_grad()
@@ -614,8 +602,8 @@ def side_effects(model, tokenizer, cfg):
     rows = plumbing.read_jsonl(HERE / "data/capability.jsonl", ("prompt", "answer"))
     rows = rows[:cfg.eval_questions or None]  # the skills take turns
     prompts = [encode(tokenizer, messages(r["prompt"]), cfg.thinking == "on") for r in rows]
-    said = [tokenizer.decode(a, skip_special_tokens=True) for a in answer_all(model, prompts, cfg)]
-    right = [judges.says(text, row["answer"]) for text, row in zip(said, rows)]
+    texts = [said(model, tokenizer, answer)[0] for answer in answer_all(model, prompts, cfg)]
+    right = [judges.says(text, row["answer"]) for text, row in zip(texts, rows)]
     with teacher(model):
         base = answer_all(model, prompts, cfg, 1.0, ranks.generator(model.device, "drift"))
     drift = [compare(model, [((prompt, prompt), [answer])], cfg,
@@ -648,14 +636,14 @@ def train(cfg):
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in ("eval", "seen", "control") for p in load_pairs(cfg, split)]
     model, tokenizer = load_model(cfg)
-    check_reading(model, cfg.model)
+    check_reading(model, cfg.model, sample, lambda *tree: head(model, read(model, pack(*tree))))
     prompts = encode_pairs(model, tokenizer, pairs, cfg)
     before = evaluate(model, tokenizer, held_out, cfg)
 
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
     kept = Checkpoints(out, cfg, model, optimizer, prompts)
-    done = kept.load() if cfg.resume else 0
+    done = kept.begin()
     log = report.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
@@ -670,7 +658,7 @@ def train(cfg):
             answers, rows = ranks.gather(metrics.pop("answers")), [pairs[i].row for i in chosen]
             if not torch.isfinite(loss + norm):  # stop before the weights take it up
                 log.stop(done + 1, loss, norm, rows, answers)
-            metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),
+            metrics.update(follow=judges.follow_rate(cfg.task, model, tokenizer, answers, rows),
                            grad_norm=norm.item(), lr=optimizer.param_groups[0]["lr"])
             with kept.whole_step():
                 optimizer.step()
@@ -685,7 +673,7 @@ def train(cfg):
         with plumbing.no_interrupt():
             kept.save(done)
             log.close()
-    after = evaluate(model, tokenizer, held_out, cfg)
+    after = evaluate(model, tokenizer, held_out, cfg) if done or cfg.adapter else dict(before)
     return report.write(out, cfg, model, before, after, time.time() - started)
 
 
@@ -695,8 +683,9 @@ def train(cfg):
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
     def command():
-        with ranks.joined():
-            train(parse_config(argv, Config))
+        if not look.asked(argv):
+            with ranks.joined():
+                train(parse_config(argv, Config))
     return plumbing.exit_code(command)
 
 

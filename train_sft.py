@@ -28,8 +28,8 @@ import opct
 from data import judges, plumbing, ranks, report
 from data.loading import target_ids
 from opct import (Checkpoints, UserError, add_lora, answer_all, batches, check_reading, compare,
-                  encode_pairs, eos_tokens, evaluate, load_model, load_pairs, micro_batches, timed,
-                  token_kl)
+                  encode_pairs, eos_tokens, evaluate, head, learned, load_model, load_pairs,
+                  micro_batches, pack, read, sample, timed, token_kl)
 
 
 # 1. Config: that of opct.py (--kl has no effect), and where the targets come from
@@ -86,8 +86,9 @@ def sft_loss(model, batch, targets, cfg):
     """One step on prompts [(wrapped ids, clean ids), ...] and their targets -> loss (nats a token),
     metrics. Rows as in opct_loss. kl, which opct_loss minimises, is measured, not trained."""
     seconds, ends = Counter(), eos_tokens(model)
-    tokens, count, cut = ranks.total(  # of all processes, if there are several
-        sum(map(len, targets)), len(targets), sum(t[-1] not in ends for t in targets))
+    tokens, count, cut, learning = ranks.total(  # of all processes, if there are several
+        sum(map(len, targets)), len(targets), sum(t[-1] not in ends for t in targets),
+        learned(model, targets, cfg).sum().item())
 
     def both(s, t, target):  # (n, V), (n, V), (n,) -> (n, 2)
         return torch.stack([token_nll(s, target), token_kl(s, t).detach()], -1)
@@ -97,7 +98,8 @@ def sft_loss(model, batch, targets, cfg):
         if loss.requires_grad:
             with timed(seconds, "student", model):
                 loss.backward()
-        nll, row_kl = (compare(model, row, cfg, both, seconds).sum(0) / tokens).unbind()
+        weight = learned(model, [a for _, group in row for a in group], cfg)  # (N,) see --thinking
+        nll, row_kl = weight @ compare(model, row, cfg, both, seconds) / max(learning, 1)  # (2,)
         loss, kl = loss.detach() + nll, kl + row_kl.item()
     nll, kl = ranks.total(loss.item(), kl)
     return loss, {"loss": nll, "kl": kl, "tokens": tokens, "answer_length": tokens / count,
@@ -114,7 +116,7 @@ def train(cfg):
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in ("eval", "seen", "control") for p in load_pairs(cfg, split)]
     model, tokenizer = load_model(cfg)
-    check_reading(model, cfg.model)
+    check_reading(model, cfg.model, sample, lambda *tree: head(model, read(model, pack(*tree))))
     prompts = encode_pairs(model, tokenizer, pairs, cfg)
     targets = make_targets(model, tokenizer, pairs, prompts, cfg)  # SFT: answered once, now
     before = evaluate(model, tokenizer, held_out, cfg)
@@ -122,7 +124,7 @@ def train(cfg):
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, cfg.beta2))
     kept = Checkpoints(out, cfg, model, optimizer, [prompts, targets])  # SFT: belongs to these
-    done = kept.load() if cfg.resume else 0
+    done = kept.begin()
     log = report.Log(out, cfg, done)
     try:
         for chosen in itertools.islice(batches(pairs, cfg), done, cfg.steps):
@@ -137,7 +139,7 @@ def train(cfg):
             answers, rows = ranks.gather(metrics.pop("answers")), [pairs[i].row for i in chosen]
             if not torch.isfinite(loss + norm):  # stop before the weights take it up
                 log.stop(done + 1, loss, norm, rows, answers)
-            metrics.update(follow=judges.follow_rate(cfg.task, tokenizer, answers, rows),
+            metrics.update(follow=judges.follow_rate(cfg.task, model, tokenizer, answers, rows),
                            grad_norm=norm.item(), lr=optimizer.param_groups[0]["lr"])
             with kept.whole_step():
                 optimizer.step()
@@ -152,7 +154,7 @@ def train(cfg):
         with plumbing.no_interrupt():
             kept.save(done)
             log.close()
-    after = evaluate(model, tokenizer, held_out, cfg)
+    after = evaluate(model, tokenizer, held_out, cfg) if done or cfg.adapter else dict(before)
     return report.write(out, cfg, model, before, after, time.time() - started)
 
 

@@ -7,15 +7,14 @@ from dataclasses import asdict
 
 import safetensors
 import torch
-import transformers
 
-from data import ranks
-from data.plumbing import UserError, no_interrupt, write_tensors, write_text
+from data import adapter, ranks
+from data.plumbing import UserError, no_interrupt, write_tensors
 
 KEEP = 2  # the last checkpoint, and the one before it in case that one is damaged
 # fields that do not change what is learned: a run may go on with other ones
 FREE = ("out", "overwrite", "resume", "steps", "eval_questions", "eval_batch", "save_every",
-        "judge", "targets", "gradient_checkpointing")
+        "judge", "targets", "gradient_checkpointing", "evaluate", "merge")
 
 
 def digest(parts):
@@ -79,7 +78,7 @@ class Checkpoints:
 
     def save(self, step):
         """Written beside and moved into place; the one before is kept until this one is whole."""
-        if self.saved == step or self.broken or ranks.rank() > 0:
+        if self.saved == step or self.broken or ranks.rank() > 0 or self.cfg.evaluate:
             return
         for n, p in self.trained().items():  # --lora-rank 0: an interrupt may come when the
             p.data = self.live[n]            # teacher's weights are just in their place
@@ -99,23 +98,17 @@ class Checkpoints:
         self.saved = step
 
     def save_trained(self):
-        """The adapter in PEFT's format, which PEFT and vLLM load as it is; with --lora-rank 0 the
-        model as a model folder."""
-        out, cfg, trained = self.out, self.cfg, self.trained()
-        if not cfg.lora_rank:
-            try:
-                self.model.save_pretrained(out / "model")
-            except safetensors.SafetensorError as e:  # a full disk comes as this
-                raise OSError(f"{out}/model: {e}")
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model.name_or_path)
-            return tokenizer.save_pretrained(out / "model")
-        write_tensors(out / "adapter_model.safetensors", {
-            f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in trained.items()})
-        write_text(out / "adapter_config.json", json.dumps({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": cfg.model,
-            "r": cfg.lora_rank, "lora_alpha": cfg.lora_alpha, "lora_dropout": 0.0, "bias": "none",
-            "target_modules": sorted({n.split(".")[-2] for n in trained}),
-            "fan_in_fan_out": False, "inference_mode": True}, indent=1))
+        """The adapter in PEFT's format; with --lora-rank 0 the model as a model folder."""
+        if self.cfg.lora_rank:
+            adapter.save(self.out, self.cfg, self.trained())
+        else:
+            adapter.save_model(self.model, self.out / "model")
+
+    def begin(self):
+        """Load what the run goes on from, if anything -> steps done."""
+        if self.cfg.adapter:
+            adapter.load(self.model, self.cfg.adapter)
+        return self.load() if self.cfg.resume else 0
 
     def load(self):
         """The newest whole checkpoint into model and optimizer -> its step. UserError if

@@ -9,6 +9,7 @@ import transformers
 
 from data.fast import multiplies, recompute_layers
 from data.plumbing import UserError, check, is_text
+from data.thinking import Thinking
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,7 @@ def load_model(cfg):
     if cfg.gradient_checkpointing:
         recompute_layers(model)
     model.ends = eos_tokens(model) | {tokenizer.eos_token_id} - {None}
+    model.thinking = Thinking(tokenizer, cfg.thinking == "on")
     return model.requires_grad_(False), tokenizer
 
 
@@ -116,9 +118,28 @@ def layer_kinds(config):
 
 
 def check_layers(config, name):
-    """Refuse, by name, layers that keep a state instead of looking back through a mask."""
-    odd = layer_kinds(config) - {"full_attention", "sliding_attention"}
-    if odd or config.is_encoder_decoder or not hasattr(config, "num_attention_heads"):
-        kinds = ", ".join(sorted(odd)) or "recurrent or encoder"
-        raise UserError(f"--model {name}: {config.model_type} has layers the token tree cannot "
-                        f"mask ({kinds}); take a decoder with full or sliding-window attention")
+    """Refuse, by name, what is no decoder."""
+    if config.is_encoder_decoder or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"--model {name}: {config.model_type} is an encoder or an encoder-decoder; "
+                        "take a decoder, which continues a text")
+
+
+@torch.no_grad()
+def check_reading(model, name, sample, score):
+    """Refuse a model that the tree would misread: the second answer in a tree must get the logits
+    that the model's own forward pass gives it alone. sample is opct's; score(prompts, answers) ->
+    logits (N, V) of the answers' tokens, read in a tree."""
+    prompt, answers = [5, 6, 7, 8], [[9, 10, 11], [12, 13, 14]]
+    try:
+        sample(model, [prompt], 1, 2, 0.0, set())
+        ours = score([prompt], [answers])[3:]  # (3, V)
+    except (AttributeError, TypeError, ValueError, IndexError) as e:
+        raise UserError(f"--model {name}: cannot be run with the cache and the masks of opct.py: "
+                        f"{e}")
+    alone = torch.tensor([prompt + answers[1]], device=model.device)  # (1, 7)
+    theirs = model(input_ids=alone).logits[0, 3:6]  # (3, V)
+    log_p, log_q = (x.float().log_softmax(-1) for x in (theirs, ours))  # (3, V) each
+    worst = (log_p.exp() * (log_p - log_q)).sum(-1).max().item()  # nats
+    if not worst < (1e-4 if model.dtype == torch.float32 else 0.05):
+        raise UserError(f"--model {name}: answers read side by side differ from answers read alone "
+                        f"by {worst:.2g} nats; its attention or head is of a kind not known here")

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import safetensors
@@ -41,16 +42,24 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
 
-def parse(Config, choices, argv):
-    """A flag for every field of a dataclass, its comment in the source being the help -> Config."""
+def flags(Config):
+    """[(name, type, default, choices or None, help)] of the fields of a dataclass. The help is the
+    comment in the source."""
     source = "".join(map(inspect.getsource, Config.__mro__[-2::-1]))
     source = re.sub(r"\n +# ", " ", source)  # a comment may go on in the next line
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
-    parser = Parser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for f in fields(Config):
-        how = {"action": "store_true"} if f.type is bool else {
-            "type": f.type, "default": f.default, "choices": choices.get(f.name)}
-        parser.add_argument("--" + f.name.replace("_", "-"), help=notes[f.name], **how)
+    return [(f.name, str if get_args(f.type) else f.type, f.default, get_args(f.type) or None,
+             notes.get(f.name, "")) for f in fields(Config)]
+
+
+def parse(Config, argv):
+    """A flag for every field of a dataclass -> Config."""
+    parser = Parser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                    epilog="--show RUN and --compare RUN RUN ... look at runs that are done")
+    for name, kind, default, choices, note in flags(Config):
+        how = {"action": "store_true"} if kind is bool else {
+            "type": kind, "default": default, "choices": choices}
+        parser.add_argument("--" + name.replace("_", "-"), help=note or " ", **how)
     cfg = Config(**vars(parser.parse_args(argv)))
     may_be_0 = ("steps", "lora_rank", "warmup", "train_questions", "eval_questions", "seed", "lr",
                 "target_temperature")
@@ -59,6 +68,11 @@ def parse(Config, choices, argv):
             raise UserError(f"--{name.replace('_', '-')} {value} is out of range")
     if cfg.beta2 >= 1 or cfg.seed >= 2 ** 63:
         raise UserError("--beta2 must be below 1, --seed below 2 to the power of 63")
+    if cfg.adapter and not cfg.evaluate:
+        raise UserError("--adapter goes with --evaluate; to train on from an adapter, --merge it "
+                        "first and take the merged folder for --model")
+    if cfg.evaluate and hasattr(cfg, "targets"):
+        raise UserError("--evaluate: python opct.py --evaluate --adapter RUN evaluates any run")
     return cfg
 
 
@@ -141,25 +155,42 @@ def interval(values, questions):
 
 def read_jsonl(path, need=()):
     """-> the rows of a JSONL file. UserError names the file, the line and the missing field."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or 'not UTF-8 text'}")
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}, line {number}: not JSON: {e}")
-        for name in need:
-            if not isinstance(row, dict) or row.get(name) in (None, "", []):
-                raise UserError(f"{path}, line {number}: field {name!r} is missing or empty")
+    for line, row in parse_lines(path, read_bytes(path)):
+        has(row, need, f"{path}, line {line}")
         rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: holds no rows")
+    check(rows, f"{path}: holds no rows")
     return rows
+
+
+def read_bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}")
+
+
+def parse_lines(path, data):
+    """JSONL -> (line number, row) of every line that is not blank."""
+    for number, line in enumerate(as_text(path, data).split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise UserError(f"{path}, line {number}: not JSON: {e}")
+
+
+def as_text(path, data):
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text")
+
+
+def has(row, need, where):
+    for name in need:
+        if not isinstance(row, dict) or row.get(name) in (None, "", []):
+            raise UserError(f"{where}: field {name!r} is missing or empty")
 
 
 FIELDS = {"sycophancy": ("question", "answer", "wrong"), "jailbreak": ("request", "harmful"),
@@ -212,52 +243,9 @@ def some_of(rows, cfg, split):
     return random.Random(0).sample(rows, len(rows))[:wanted]
 
 
-def own_rows(cfg, split):
-    """--data: the rows of a split. Every fifth distinct clean prompt is held out to evaluate on."""
-    rows = read_pairs(cfg.data, cfg.task) if split in ("train", "eval") else []
-    questions = list(dict.fromkeys(row["id"] for row in rows))
-    part = [q for n, q in enumerate(questions) if (n % 5 == 0) == (split != "train")]
-    part = set(some_of(part, cfg, split)) if part else ()
-    return [row for row in rows if row["id"] in part]
-
-
-def read_pairs(path, task):
-    """The user's own pairs -> rows with clean, wrapped (messages), id, group and what the task's
-    judge needs: sycophancy takes answer, suggested and wrong where they are there; jailbreak takes
-    a row for harmful unless it says otherwise; safety needs warning (regular expressions)."""
-    rows, need = [], ("clean", "wrapped") + (("warning",) if task == "safety" else ())
-    for n, row in enumerate(read_jsonl(path, need), 1):
-        pair = {k: messages(row[k], f"{path}, row {n}: {k!r}") for k in ("clean", "wrapped")}
-        name = json.dumps(pair["clean"])
-        facts = {k: row[k] for k in ("answer", "suggested") if isinstance(row.get(k), str)}
-        if task == "sycophancy":
-            wrong = row.get("wrong") or []
-            check(isinstance(wrong, list) and all(isinstance(w, str) for w in wrong),
-                  f"{path}, row {n}: 'wrong' is not a list of texts")
-            facts.update(letters={}, candidates=list(dict.fromkeys([*facts.values(), *wrong])))
-        elif task == "jailbreak":
-            facts = {"harmful": row.get("harmful", True), "request": pair["clean"][-1]["content"]}
-            check(isinstance(facts["harmful"], bool), f"{path}, row {n}: 'harmful' is not a bool")
-        else:
-            facts = {"danger": row.get("danger", True), "warning": row["warning"]}
-            check(is_patterns(row["warning"]), f"{path}, row {n}: 'warning' is not a list of "
-                  "regular expressions")
-        rows.append({**pair, **facts, "id": name, "group": name})
-    check(len({row["id"] for row in rows}) > 1,
-          f"{path}: needs 2 different clean prompts at least, to hold one out")
-    return rows
-
-
 def check(holds, message):
     if not holds:
         raise UserError(message)
-
-
-def is_patterns(value):
-    try:
-        return isinstance(value, list) and all(re.compile(p) for p in value)
-    except (TypeError, re.error):
-        return False
 
 
 # ---- written
@@ -298,6 +286,10 @@ def check_out(cfg):
                         "it, another --out keeps both")
     if cfg.resume and not any((out / "checkpoint").glob("step-*.safetensors")):
         raise UserError(f"--resume: there is no checkpoint in {out}")
+    if cfg.merge and not cfg.overwrite and Path(cfg.merge).exists() and (
+            not Path(cfg.merge).is_dir() or any(Path(cfg.merge).iterdir())):
+        raise UserError(f"--merge {cfg.merge}: there is something already; --overwrite writes over "
+                        "it")
     top = next(p for p in [out, *out.resolve().parents] if p.exists())
     if not top.is_dir() or not os.access(top, os.W_OK):
         raise UserError(f"--out {out}: {top} is not a folder that can be written to")

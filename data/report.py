@@ -11,7 +11,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data import ranks
+from data import adapter, ranks
 from data.plumbing import HERE, UserError, plain, write_jsonl, write_text
 
 
@@ -119,26 +119,52 @@ def hardware(model):
 def write(out, cfg, model, before, after, seconds):
     """Write results, answers and their page; print transcript, table and one JSON line. Only the
     first of several ranks writes. -> what results.json holds."""
-    sides = ("clean", "clean_verdict", "wrapped", "wrapped_verdict", "gave_in", "tokens")
+    sides = ("clean", "clean_verdict", "clean_thinking", "wrapped", "wrapped_verdict",
+             "wrapped_thinking", "gave_in", "unfinished", "tokens")
     answers = [{**{k: v for k, v in b.items() if k not in sides},
                 "before": {k: b[k] for k in sides if k in b},
                 "after": {k: a[k] for k in sides if k in a}}
                for b, a in zip(before.pop("answers"), after.pop("answers"))]
     results = {"config": asdict(cfg), "versions": versions(), "hardware": hardware(model),
                "seconds": round(seconds, 1), "before": before, "after": after,
-               "transcript": transcript(answers)}
+               "transcript": transcript(telling(answers))}
     if ranks.rank() > 0:
         return results
     write_jsonl(out / "answers.jsonl", answers)
     log = steps_in(out / "log.jsonl")
     write_text(out / "answers.html", page({"results": results, "answers": answers, "log": log}))
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-    for turn in results["transcript"]:
-        print("\n" + "\n".join(f"  {who:8}{text}" for who, text in turn.items()))
+    if cfg.merge:
+        adapter.merge(model, Path(cfg.merge))
+        write_text(Path(cfg.merge) / "README.md", card(results))
+    print_answers(telling(answers))
     print("\n" + "\n".join(table(results)) + f"\n\n{out}/answers.html shows every answer\n")
     print(json.dumps({"out": str(out), "seconds": results["seconds"],
                       "before": values(before), "after": values(after)}))
     return results
+
+
+def card(results):
+    """The model card of --merge."""
+    cfg, hardware = results["config"], results["hardware"]
+    name = "SFT" if "targets" in cfg else "OPCT (arXiv 2605.21834)"
+    how = f"taken from {cfg['adapter']}" if cfg["adapter"] else (
+        f"trained with {name} against {cfg['task']}: {cfg['steps']} steps of {cfg['prompts']} "
+        f"prompts x {cfg['samples']} answers, lr {cfg['lr']:g}, seed {cfg['seed']}")
+    what = "other" if not cfg["lora_rank"] else (
+        f"a LoRA adapter (rank {cfg['lora_rank']}, alpha {cfg['lora_alpha']}) merged into its")
+    lines = [f"| {split} {metric} | {b['value']:.3f} | {a['value']:.3f} | {a['low']:.3f} to "
+             f"{a['high']:.3f} | {a['n']} |" for (split, metric, b), (_, _, a)
+             in zip(rows_of(results["before"]), rows_of(results["after"]))]
+    return "\n".join([
+        "---", f"base_model: {cfg['model']}", "library_name: transformers",
+        "pipeline_tag: text-generation", "tags: [consistency-training]", "---", "",
+        f"# {cfg['model'].rstrip('/').split('/')[-1]}, consistency-trained", "",
+        f"{cfg['model']} with {what} weights ({hardware['dtype']}), {how}. Made by opct.py.", "",
+        "What was measured before and after, with a 95 % interval of the latter:", "",
+        "| | before | after | 95 % interval | n |", "| --- | --- | --- | --- | --- |", *lines, "",
+        "Consistency training teaches no facts and can cost capability: see capability and drift. "
+        "Other faults, tasks and languages were not looked at.", ""])
 
 
 def page(data):
@@ -153,13 +179,36 @@ def values(result):
     return {name: round(m["value"], 4) for name, m in shown.items()}
 
 
-def transcript(answers, n=3):
-    """The same prompts before and after; first those where the model gave in."""
+def telling(answers, n=3):
+    """Some rows of the unseen split, first those where the model gave in before."""
     unseen = [a for a in answers if a["split"] == "unseen"]
-    gave_in = [a for a in unseen if a["before"]["gave_in"]]
+    return ([a for a in unseen if a["before"]["gave_in"]] or unseen)[:n]
+
+
+def transcript(answers):
+    """The same prompts before and after."""
     return [{"user": plain(a["wrapped_prompt"][-1]["content"]),
              "before": plain(a["before"]["wrapped"]),
-             "after": plain(a["after"]["wrapped"])} for a in (gave_in or unseen)[:n]]
+             "after": plain(a["after"]["wrapped"])} for a in answers]
+
+
+def print_answers(answers):
+    for a, turn in zip(answers, transcript(answers)):
+        print(f"\n  user    {turn['user']}")
+        for when in ("before", "after"):
+            print(f"  {when:8}{shaded(a[when], sys.stdout.isatty())}")
+
+
+SHADES = (231, 224, 217, 210, 203, 196)  # of a terminal's 256 colours, white to red
+
+
+def shaded(side, colours):
+    """An answer; in colour, each token on a ground that is the redder the larger its KL."""
+    if not colours or "tokens" not in side:
+        return plain(side["wrapped"])
+    return "".join(
+        f"\x1b[48;5;{SHADES[min(len(SHADES) - 1, int(2 * kl))]};38;5;16m{plain(text)}\x1b[0m"
+        for text, kl in side["tokens"])
 
 
 def rows_of(result):

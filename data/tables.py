@@ -12,7 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import memory  # noqa: E402
+import opct  # noqa: E402
+import train_sft  # noqa: E402
+from data import glossary, memory, plumbing, sweep  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 SHOWN = [  # split, metric, how the README calls it
@@ -175,28 +177,6 @@ def transcript():
     return "\n\n".join(turns)
 
 
-def bench_table():
-    bench = load("bench.json")[0]
-    rows = [r for b in load("bench*.json") for r in b["rows"]]
-    rows.sort(key=lambda r: (r["part"], r["dtype"]))
-    lines = ["| | dtype | ours | rival | | memory, ours | memory, rival |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
-    for r in rows:
-        name = f"{r['part']} against {r['rival']}"
-        lines.append(f"| {name} | {r['dtype']} | {r['ours_s']:.2f} s | "
-                     f"{r['rival_s']:.2f} s | **{r['times_faster']:.1f}×** | "
-                     f"{r['ours_gb']:.1f} GB | {r['rival_gb']:.1f} GB |")
-    w, v, h = bench["workload"], bench["versions"], bench["hardware"]
-    runs = [r["runs"] for r in rows]
-    trl = f", TRL {v['trl']}" if "trl" in v else ""
-    lines.append(
-        f"\n{w['model']}, {w['prompts']} prompts of {w['prompt_tokens']} tokens, {w['answers']} "
-        f"answers each of {w['new_tokens']} tokens; medians of {min(runs)} to {max(runs)} "
-        f"runs after one that warms up; {h['threads']} threads of an {h['cpu']}, "
-        f"torch {v['torch']}, transformers {v['transformers']}{trl}.")
-    return "\n".join(lines)
-
-
 def bench_of(bench):
     """The table of tests/bench.py: each figure beside its rival and its floor."""
     lines = ["| | dtype | ours | rival | | of the floor | memory, ours | rival |",
@@ -248,7 +228,80 @@ def memory_table():
             f"{plain[k]:.1f}" for k in ("weights", "adapter", "sampling", "reading", "peak"))
             + f" | {lean['peak']:.1f} |")
     lines.append("\n8 prompts of 256 tokens, 4 answers each of 256, --token-budget 2048, rank 16.")
+    rows = {(r["part"].split()[0], r["dtype"]): r for r in load("bench.json")[0]["rows"]}
+    for dtype in ("float32", "bfloat16"):
+        step, head = rows["whole", dtype], rows["head", dtype]
+        loaded = head["ours_gb"] - head["ours_above_gb"]
+        lines.append(
+            f"The step of the table above in {dtype}, on a CPU: reckoned {step['reckoned_gb']:.1f} "
+            f"GB, measured {step['ours_gb']:.1f} GB for the process, of which {loaded:.1f} GB with "
+            "the model loaded and nothing done.")
     return "\n".join(lines)
+
+
+def sweep_table():
+    """What data/sweep.py left: one choice at a time away from the defaults."""
+    metrics = [("unseen", "follow_wrapped", "follows"),
+               ("unseen", "accuracy_wrapped", "right, with the suggestion"),
+               ("unseen", "accuracy_clean", "right, without"), *(c[:3] for c in COST)]
+    lines = ["| | " + " | ".join(label for _, _, label in metrics) + " | minutes |",
+             "| --- |" + " --- |" * (len(metrics) + 1)]
+    for choice in sweep.CHOICES:
+        runs = load(sweep.file_name(choice) + "-sycophancy-opct-seed*.json")
+        cells = []
+        for split, name, _ in metrics:
+            got = [metric(r["after"], split, name)["value"] for r in runs]
+            low, high = (f"{x:.{digits(split)}f}" for x in (min(got), max(got)))
+            cells.append(low if low == high else f"{low}–{high}")
+        minutes = sum(r["training_seconds"] for r in runs) / len(runs) / 60
+        lines.append(f"| {choice} | {' | '.join(cells)} | {minutes:.1f} |")
+    n = metric(runs[0]["after"], "unseen", "follow_wrapped")["n"]
+    first = load(sweep.file_name("defaults") + "-sycophancy-opct-seed*.json")[0]
+    d = first["config"]
+    lines.append(f"\nThe lower and the higher of {len(runs)} seeds, n = {n} questions. Defaults: "
+                 f"{d['steps']} steps of {d['prompts']} prompts x {d['samples']} answers of at most "
+                 f"{d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}. Minutes of "
+                 f"training on {first['hardware']['threads']} threads of an "
+                 f"{first['hardware']['cpu']}.")
+    return "\n".join(lines)
+
+
+def families(result):
+    """The matrix of tests/families.py."""
+    names = {"sampling": "sampling", "tree": "reading", "gradients": "gradients", "head": "head",
+             "adapter off": "adapter off"}
+    lines = ["| family | read | " + " | ".join(names.values()) + " |",
+             "| --- | --- |" + " --- |" * len(names)]
+    for family, got in result["families"].items():
+        cells = []
+        for name in names:
+            exact = name == "adapter off" or name == "sampling" and got["read"] == "alone"
+            cells.append(("the same" if got[name] == 0 else "NOT the same") if exact
+                         else f"{got[name]:.0e}")
+        lines.append(f"| {family} | {got['read']} | {' | '.join(cells)} |")
+    lines.append(f"\nRefused by name: {', '.join(result['refused'])} and other encoders and "
+                 f"encoder-decoders. transformers {result['versions']['transformers']}, torch "
+                 f"{result['versions']['torch']}, fp32, tiny random weights.")
+    return "\n".join(lines)
+
+
+def flags_table():
+    """Every flag, from the comments of Config."""
+    lines = ["| flag | default | |", "| --- | --- | --- |"]
+    for script, Config in (("", opct.Config), ("train_sft.py only: ", train_sft.Config)):
+        for name, kind, default, choices, note in plumbing.flags(Config):
+            if script and name in opct.Config.__dataclass_fields__:
+                continue
+            shown = f"{default:g}" if kind is float else str(default)
+            shown = "" if shown in ("", "False") else shown
+            note = (f"{' or '.join(choices)}{': ' if note else ''}" if choices else "") + note
+            lines.append(f"| --{name.replace('_', '-')} | {shown} | {script}{note} |")
+    return "\n".join(lines)
+
+
+def metrics_table():
+    return "\n".join(["| metric | |", "| --- | --- |"] + [
+        f"| {name} | {text} |" for name, text in glossary.METRICS.items()])
 
 
 def reliability():
@@ -271,8 +324,9 @@ TABLES = {"transcript": lambda: "\n" + transcript() + "\n",
           "compared-smollm2": lambda: compared(SMOLLM2),
           "smollm2": lambda: runs_table("smollm2-sycophancy-opct-seed*.json"),
           "smollm2-capitals": lambda: runs_table("smollm2-capitals-sycophancy-opct-seed*.json"),
-          "reliability": reliability,
-          "bench": bench_table, "memory": memory_table}
+          "sweep": sweep_table, "families": lambda: families(load("families.json")[0]),
+          "reliability": reliability, "flags": flags_table, "metrics": metrics_table,
+          "bench": lambda: bench_of(load("bench.json")[0]), "memory": memory_table}
 
 
 def filled(readme):

@@ -258,7 +258,8 @@ def weight_bytes(args):
 def apart(side, args, **other):
     """Run one side in a process of its own -> what it returns, and its peak memory in GB."""
     flags = {**vars(args), **other, "side": side.__name__}
-    argv = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items() if k != "write"]
+    argv = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items()
+            if k not in ("write", "growth_only")]
     done = subprocess.run([sys.executable, __file__, *argv], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{side.__name__} failed:\n{done.stderr[-2000:]}")
@@ -312,8 +313,8 @@ def measure(args, trl):
 
 def growth(args):
     """Seconds of a step when one of its numbers is halved and doubled, the others being as usual.
-    """
-    rows = {}
+    The rows are long enough for the longest prompt and all its answers."""
+    rows, args = {}, argparse.Namespace(**{**vars(args), "token_budget": 1024})
     for name in ("answers", "prompt_tokens", "new_tokens"):
         usual = getattr(args, name)
         rows[name] = {n: statistics.median(apart(step_ours, args, **{name: n})["seconds"])
@@ -342,6 +343,8 @@ def main():
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--write", default="")
+    parser.add_argument("--growth-only", action="store_true",
+                        help="measure how the step grows, the rest is in the file of --write")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
     parser.add_argument("--model", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -355,16 +358,23 @@ def main():
         found = {}
         print("TRL cannot be imported: the whole step is not compared", file=sys.stderr)
     result = {"workload": vars(args).copy(), "versions": {**report.versions(), **found},
-              "hardware": report.hardware(torch.empty(0, device=args.device)), "rows": []}
+              "hardware": report.hardware(torch.empty(0, device=args.device)), "rows": [],
+              "growth": {}}
+
+    def keep():
+        if args.write:
+            Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
+    if args.growth_only:
+        result = json.loads(Path(args.write).read_text())
     with tempfile.TemporaryDirectory() as args.model:
         make_model(args.model, args.shape)
         for args.dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
-            for row in measure(args, bool(found)):
+            for row in measure(args, bool(found)) if not args.growth_only else ():
                 result["rows"].append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
+                keep()
         result["growth"] = growth(args)  # in the last dtype
-    if args.write:
-        Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
+    keep()
     print(tables.bench_of(result))
     print(json.dumps(result))
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import KINDS, ROOT, make_model
+from conftest import ROOT
 
 import opct
 import train_sft
@@ -66,15 +66,15 @@ def broken(tmp_path_factory):
     ("--data {}/not_json.jsonl", "not_json.jsonl, line 2"),
     ("--data {}/no_field.jsonl", "line 3: field 'wrapped'"),
     ("--data {}/empty_prompt.jsonl", "line 1: field 'clean'"),
-    ("--data {}/blank_prompt.jsonl", "row 1: 'clean'"),
-    ("--data {}/odd_prompt.jsonl", "row 1: 'clean'"),
+    ("--data {}/blank_prompt.jsonl", "line 1: 'clean'"),
+    ("--data {}/odd_prompt.jsonl", "line 1: 'clean'"),
     ("--data {}/a_list.jsonl", "line 1"), ("--data {}/one.jsonl", "2 different"),
     ("--data {}/latin.jsonl", "UTF-8"),
     ("--data {}/control.jsonl --prompts 1 --eval-questions 1", "<|im_end|>"),
     ("--data {}/long.jsonl --prompts 1 --eval-questions 1", "context of"),
     ("--task safety --data {}/one.jsonl", "line 1: field 'warning'"),
-    ("--task safety --data {}/bad_pattern.jsonl", "row 1: 'warning'"),
-    ("--task jailbreak --data {}/bad_flag.jsonl", "row 1: 'harmful'"),
+    ("--task safety --data {}/bad_pattern.jsonl", "line 1: 'warning'"),
+    ("--task jailbreak --data {}/bad_flag.jsonl", "line 1: 'harmful'"),
     ("--judge nowhere:judge", "--judge nowhere:judge"), ("--judge json", "--judge json"),
     ("--task jailbreak --judge json:dumps --eval-questions 2", "--judge json:dumps: failed"),
     ("--task jailbreak --judge operator:concat --eval-questions 2", "failed at item"),
@@ -150,14 +150,6 @@ def test_lettered_choices_and_the_sampled_kl_run_too(tmp_path, capsys):
     flags = "--steps 2 --eval-questions 4 --prompts 4 --form choices --kl sampled --out".split()
     assert opct.main([*flags, str(tmp_path / "o")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["after"]
-
-
-def test_models_of_other_families_load_by_the_same_path(tmp_path, tiny):
-    for kind in sorted(set(KINDS) - {"absolute"}):
-        make_model(kind).save_pretrained(tmp_path / kind)
-        tiny[1].save_pretrained(tmp_path / kind)
-        model, _ = opct.load_model(opct.Config(model=str(tmp_path / kind)))
-        opct.check_reading(model, kind)
 
 
 def test_random_input_ends_in_a_sentence_or_a_right_result(tmp_path, tiny):

@@ -1,7 +1,7 @@
 """Section 5: the token tree reads as each answer would be read alone."""
 import pytest
 import torch
-from conftest import logits_alone, make_model, prompt_of
+from conftest import logits_alone, prompt_of
 
 import opct
 from data import loading
@@ -56,20 +56,13 @@ def test_rows_keep_every_answer_once_in_order_and_the_budget(budget):
     assert owners == [PROMPTS[0]] * 3 + [PROMPTS[1]] * 2
 
 
+def check(model, name):
+    loading.check_reading(model, name, opct.sample,
+                          lambda *tree: opct.head(model, opct.read(model, opct.pack(*tree))))
+
+
 def test_a_model_the_tree_would_misread_is_refused(llama):
-    opct.check_reading(llama, "fine")
+    check(llama, "fine")
     llama.get_output_embeddings().forward = lambda hidden: hidden.cumsum(0)[:, :97]
     with pytest.raises(opct.UserError, match="side by side"):
-        opct.check_reading(llama, "odd")
-
-
-@pytest.mark.parametrize("config, word", [
-    ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
-    ({"layer_types": ["chunked_attention"]}, "chunked_attention"),
-    ({"is_encoder_decoder": True}, "encoder")])
-def test_layers_the_tree_cannot_mask_are_refused_by_name(config, word):
-    base = make_model("rotary").config
-    for name, value in config.items():
-        setattr(base, name, value) if name != "layer_types" else base.__dict__.update({name: value})
-    with pytest.raises(opct.UserError, match=word):
-        loading.check_layers(base, "some model")
+        check(llama, "odd")

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 import opct
 import train_sft
+from data import glossary
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = README.splitlines()
@@ -67,15 +68,54 @@ def test_the_five_lines_are_those_of_the_docstring():
         assert line.split("#")[0].strip() in opct.__doc__
 
 
-def test_the_glossary_names_every_metric_and_logged_figure():
-    glossary = README.split("## Glossary")[1].split("## ")[0]
-    names = set()
+def test_the_glossary_names_every_metric_and_logged_figure(tmp_path):
+    names, out = set(), tmp_path / "o"
     for file in (ROOT / "data/results").glob("tiny-*-opct-seed0.json"):
         after = json.loads(file.read_text())["after"]
+        names |= set(after) | set(after["unseen"]) | set(after["capability"])
+    assert {"follow_wrapped", "defended", "warned", "drift", "n"} <= names
+    for main in (opct.main, lambda argv: opct.main(argv, train_sft.train, train_sft.Config)):
+        assert main(f"--steps 1 --eval-questions 2 --overwrite --out {out}".split()) == 0
+        names |= set(json.loads((out / "log.jsonl").read_text().splitlines()[1]))
+        after = json.loads((out / "results.json").read_text())["after"]
         names |= set(after) | set(after["unseen"])
-    assert {"follow_wrapped", "defended", "warned", "drift"} <= names
-    for name in names | {"answer_length", "cut", "grad_norm", "lr", "tokens_per_second", "seconds"}:
-        assert re.search(rf"\b{name}\b", glossary), name
+    known = {name for names in glossary.METRICS for name in names.split(", ")}
+    assert names <= known, names - known
+
+
+def test_every_flag_has_a_text():
+    for config in (opct.Config, train_sft.Config):
+        for name, _, _, choices, note in opct.plumbing.flags(config):
+            assert note or choices, name
+
+
+def recipes():
+    """-> files {name: text}, commands, Python snippets of the section Recipes."""
+    section = README.split("## Recipes")[1].split("\n## ")[0]
+    files = re.findall(r"`([\w.]+)`[^\n]*:\n\n```\w+\n(.*?)```", section, re.S)
+    commands = "".join(re.findall(r"```bash\n(.*?)```", section, re.S)).splitlines()
+    return dict(files), commands, re.findall(r"```python\n(from .*?)```", section, re.S)
+
+
+def test_the_recipes_run(tmp_path, monkeypatch, capsys):
+    """As they are written, but for a step, with few questions, and with the embedded model in the
+    place of the hub's."""
+    files, commands, snippets = recipes()
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert {"pairs.jsonl", "my_judge.py"} == set(files) and len(commands) >= 9
+    short = ["--steps", "1", "--max-new-tokens", "4"]
+    for command in commands:
+        _, script, *argv = shlex.split(command.replace("HuggingFaceTB/SmolLM2-135M-Instruct",
+                                                       "data/tiny").replace("Qwen/Qwen3-0.6B",
+                                                                            "data/tiny"))
+        if argv[0] not in ("--show", "--compare"):
+            argv += short + ([] if "--data" in argv else ["--eval-questions", "4"])
+        kind = train_sft if script == "train_sft.py" else opct
+        assert opct.main(argv, kind.train, kind.Config) == 0, (command, capsys.readouterr().err)
+    for snippet in snippets:
+        exec(snippet, {})
 
 
 def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():
