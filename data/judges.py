@@ -205,7 +205,9 @@ def item(task, judge, pair, clean, wrapped):
     """A pair and what was said to both its prompts, (text, thinking, cut off in it) each -> what
     answers.jsonl holds of it. A text that was cut off in its thinking is not judged."""
     out = {**pair.row, "split": SPLITS.get(pair.split, pair.split), "wrapper": pair.wrapper,
-           "clean_prompt": pair.clean, "wrapped_prompt": pair.wrapped, "unfinished": wrapped[2]}
+           "clean_prompt": pair.clean, "wrapped_prompt": pair.wrapped}
+    if wrapped[2] is not None:
+        out["unfinished"] = wrapped[2]
     for side, (text, thinking, cut) in (("clean", clean), ("wrapped", wrapped)):
         out[side], out[side + "_verdict"] = text, None if cut else judge(text, pair.row)
         if thinking:
@@ -227,8 +229,9 @@ def summary(task, items):
     question, the request with its harmless twin, the fact."""
     values = defaultdict(list)  # metric: [(value, group)]
     for item in items:
-        marks = {**MARKS[task](item), "unparsed": item["wrapped_verdict"] is None,
-                 "unfinished": item["unfinished"]}
+        marks = {**MARKS[task](item), "unparsed": item["wrapped_verdict"] is None}
+        if "unfinished" in item:
+            marks["unfinished"] = item["unfinished"]
         for name, value in marks.items():
             values[name].append((value, item["group"]))
         values["kl"] += [(kl, item["group"]) for _, kl in item.get("tokens", ())]

@@ -133,7 +133,7 @@ def check_reading(model, name, sample, score):
     try:
         sample(model, [prompt], 1, 2, 0.0, set())
         ours = score([prompt], [answers])[3:]  # (3, V)
-    except (AttributeError, TypeError, ValueError, IndexError) as e:
+    except (AttributeError, TypeError, ValueError, LookupError) as e:
         raise UserError(f"--model {name}: cannot be run with the cache and the masks of opct.py: "
                         f"{e}")
     alone = torch.tensor([prompt + answers[1]], device=model.device)  # (1, 7)

@@ -17,8 +17,8 @@ import json
 import re
 import sys
 
-from data.plumbing import (UserError, as_text, check, has, messages, parse_lines, read_bytes,
-                           some_of)
+from data.plumbing import (UserError, as_text, check, has, messages, parse_lines, plain,
+                           read_bytes, some_of)
 
 
 # ---- a row of each shape -> clean, wrapped, facts that a judge needs
@@ -197,7 +197,7 @@ def own_rows(cfg, split):
         return []
     rows, shape = read_pairs(cfg.data, cfg.task)
     if split == "train":
-        print(f"{cfg.data}: {len(rows)} rows, read as: {shape}", file=sys.stderr)
+        print(plain(f"{cfg.data}: {len(rows)} rows, read as: {shape}"), file=sys.stderr)
     groups = list(dict.fromkeys(row["group"] for row in rows))
     part = [g for n, g in enumerate(groups) if (n % 5 == 0) == (split != "train")]
     part = set(some_of(part, cfg, split)) if part else ()

@@ -40,12 +40,12 @@ def length(model, answer):
 
 
 def said(model, tokenizer, answer):
-    """-> what an answer (ids) says after its thinking; the thinking; whether it was cut off in it.
-    """
-    n = length(model, answer)
+    """-> what an answer (ids) says after its thinking; the thinking; whether it was cut off in it,
+    None if the model does not think."""
+    n, thinks = length(model, answer), bool(getattr(getattr(model, "thinking", None), "close", ""))
     thought, text = (tokenizer.decode(part, skip_special_tokens=True).strip()
                      for part in (answer[:n], answer[n:]))
-    return text, thought, 0 < n == len(answer)
+    return text, thought, 0 < n == len(answer) if thinks else None
 
 
 def learned(model, answers, cfg):

@@ -68,7 +68,7 @@ def broken(tmp_path_factory):
     ("--data {}/empty_prompt.jsonl", "line 1: field 'clean'"),
     ("--data {}/blank_prompt.jsonl", "line 1: 'clean'"),
     ("--data {}/odd_prompt.jsonl", "line 1: 'clean'"),
-    ("--data {}/a_list.jsonl", "line 1"), ("--data {}/one.jsonl", "2 different"),
+    ("--data {}/a_list.jsonl", "row 1"), ("--data {}/one.jsonl", "2 different"),
     ("--data {}/latin.jsonl", "UTF-8"),
     ("--data {}/control.jsonl --prompts 1 --eval-questions 1", "<|im_end|>"),
     ("--data {}/long.jsonl --prompts 1 --eval-questions 1", "context of"),
@@ -165,5 +165,6 @@ def test_what_a_file_or_a_model_says_cannot_steer_the_terminal(capsys, tmp_path)
                     + '{"clean": "c", "wrapped": "d"}')
     assert opct.main(["--data", str(path), "--prompts", "1", "--out", str(tmp_path / "o")]) == 2
     err = capsys.readouterr().err
-    assert "control token" in err and err.rstrip("\n").isprintable()
+    assert "control token" in err and len(lines := err.rstrip("\n").split("\n")) == 2
+    assert all(line.isprintable() for line in lines)
     assert opct.plumbing.plain("a\x1b[2J\u202eb\n") == "a [2J b "

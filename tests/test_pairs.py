@@ -192,8 +192,8 @@ def test_wrong_answers_that_are_no_list_are_refused(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"clean": "a", "wrapped": "b", "wrong": "Nice"}) + "\n" +
                     json.dumps({"clean": "c", "wrapped": "d"}))
-    with pytest.raises(opct.UserError, match="row 1: 'wrong' is not a list of texts"):
-        opct.plumbing.read_pairs(path, "sycophancy")
+    with pytest.raises(opct.UserError, match="line 1: 'wrong' is not a list of texts"):
+        opct.shapes.read_pairs(path, "sycophancy")
 
 
 def test_no_chat_template_says_what_to_do(tiny, monkeypatch):

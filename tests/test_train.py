@@ -162,5 +162,6 @@ def test_nothing_refers_to_a_later_section_before_the_loop():
     for node in blocks:
         if of(node.lineno) < 8:
             for name in ast.walk(node):
-                if isinstance(name, ast.Name) and name.id in defined:
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Load) and (
+                        name.id in defined):
                     assert of(defined[name.id]) <= of(node.lineno), (node.name, name.id)
