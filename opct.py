@@ -30,6 +30,7 @@ library. transformers loads the model and the tokenizer; the rest is here.
     python opct.py --task jailbreak          or safety
     python opct.py --model FOLDER_OR_NAME    a real chat model through the same path
     python train_sft.py                      the baseline, matched
+    python opct.py --show out/sycophancy     look at a run that has ended
     python opct.py --help                    every number of a run
 """
 import contextlib
@@ -47,7 +48,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from data import adapter, alone, judges, look, plumbing, ranks, report, shapes
+from data import judges, plumbing, ranks, report, shapes  # verdicts, command line, processes ..
+from data import adapter, alone, look  # PEFT and merging, models that keep a state, --show
 from data.checkpoint import Checkpoints
 from data.fast import packed_weights, replayed, stretch
 from data.loading import check_reading, encode, encode_pairs, eos_tokens, layer_kinds, load_model
@@ -70,7 +72,7 @@ class Config:
     hint: Literal["fact", "general"] = "fact"  # safety: the teacher reads the fact or a reminder
     judge: str = ""             # module:function(answer, row) for the task's own judge
     thinking: Literal["on", "off"] = "off"  # handed to chat templates that know enable_thinking
-    train_on_thinking: Literal["yes", "no"] = "yes"  # no: tokens of a thinking part have no loss
+    train_on_thinking: Literal["yes", "no"] = "yes"  # no: a thinking part's tokens have no loss
     out: str = ""               # folder of the run; empty: out/TASK
     overwrite: bool = False     # replace the run that is in that folder
     resume: bool = False        # go on from that folder's checkpoint
@@ -95,7 +97,7 @@ class Config:
     eval_batch: int = 64        # prompts answered at once in the evaluation
     save_every: int = 20        # steps between checkpoints
     seed: int = 0               # adapter, data order, samples; the evaluation's items never change
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU, if there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights; auto: bfloat16 where
                                 # the model is published in it and the device multiplies it
     evaluate: bool = False      # only evaluate: the model, or with --adapter what it was and became
@@ -105,7 +107,7 @@ class Config:
     def __post_init__(self):
         self.out = self.out or f"out/{self.task}" + "-evaluation" * self.evaluate
         self.max_new_tokens = self.max_new_tokens or (48 if self.task == "safety" else 24)
-        self.steps *= not self.evaluate
+        self.steps = 0 if self.evaluate else self.steps
 
 
 def parse_config(argv=None, Config=Config):
@@ -361,7 +363,7 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     """Answer every prompt `samples` times. prompts: B lists of token ids; eos: set of end tokens;
     temperature 0 takes the likeliest token. -> answers[b][k], lists of token ids, never padded,
     the end token included where there is one. Same generator state, same answers."""
-    if alone.needed(model):  # layers that keep a state
+    if alone.needed(model):  # layers that keep a state: no slots
         groups = alone.sample(model, prompts, samples, max_new_tokens, temperature, eos, generator)
         return [[up_to_end(answer, eos) for answer in group] for group in groups]
     device = model.device
@@ -449,7 +451,7 @@ def pack(prompts, answers):
 
 def read(model, packed):
     """-> (N, H): for every answer token the hidden state from which it was predicted."""
-    if alone.needed(model):  # layers that keep a state
+    if alone.needed(model):  # layers that keep a state: no tree
         return alone.read(model, packed)
     ids, positions, tree, branch, where = (x.to(model.device) for x in (
         packed.ids, packed.positions, packed.tree, packed.branch, packed.read))
@@ -551,7 +553,7 @@ def opct_loss(model, batch, cfg, generator):
         if loss.requires_grad:
             with timed(seconds, "student", model):
                 loss.backward()
-        weight = learned(model, [a for _, group in row for a in group], cfg)  # (N,) see --thinking
+        weight = learned(model, [a for _, group in row for a in group], cfg)  # (N,) 1, or 0
         loss = loss.detach() + compare(model, row, cfg, kl, seconds) @ weight / max(learning, 1)
     return loss, {"kl": ranks.total(loss.item())[0], "tokens": tokens,
                   "answer_length": tokens / count, "cut": cut / count, "seconds": seconds,

@@ -98,7 +98,7 @@ def sft_loss(model, batch, targets, cfg):
         if loss.requires_grad:
             with timed(seconds, "student", model):
                 loss.backward()
-        weight = learned(model, [a for _, group in row for a in group], cfg)  # (N,) see --thinking
+        weight = learned(model, [a for _, group in row for a in group], cfg)  # (N,) 1, or 0
         nll, row_kl = weight @ compare(model, row, cfg, both, seconds) / max(learning, 1)  # (2,)
         loss, kl = loss.detach() + nll, kl + row_kl.item()
     nll, kl = ranks.total(loss.item(), kl)

@@ -33,8 +33,8 @@ def settings(folder):
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"--adapter {folder}: no adapter in PEFT's format there ({e})")
     for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        check(not about.get(name), f"--adapter {folder}: {path.name} has {name}, which is not plain "
-              "LoRA")
+        check(not about.get(name),
+              f"--adapter {folder}: {path.name} has {name}, which is no plain LoRA")
     return rank, alpha
 
 

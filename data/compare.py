@@ -14,6 +14,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data.report import WINDOW, collapse  # noqa: E402
+
 SCRIPTS = {"sft": "train_sft.py", "opct": "opct.py"}
 
 
@@ -37,7 +41,11 @@ def run(args, more, task, arm, seed):
         if steps == args.headline:
             log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
             spent = sum(sum(step["seconds"].values()) for step in log[:steps])
-            final = {**result, "training_seconds": round(spent, 1)}
+            notices = [collapse(log[:n]) for n in range(WINDOW, steps + 1, WINDOW)]
+            final = {**result, "training_seconds": round(spent, 1),
+                     "collapse": [notice for notice in notices if notice],
+                     "kl_by_20_steps": [round(sum(line["kl"] for line in log[n:n + WINDOW]) / WINDOW,
+                                              4) for n in range(0, steps - WINDOW + 1, WINDOW)]}
     final.pop("seconds")  # of the last stage alone
     path.write_text(json.dumps({**final, "curve": curve}, indent=1) + "\n")
     print(f"{name}: done", flush=True)

@@ -73,7 +73,7 @@ def compare(runs):
     same items."""
     loaded = [load(run) for run in runs]
     tasks = {results["config"]["task"] for results, _ in loaded}
-    check(len(tasks) == 1, f"--compare: runs of one task, please, not of {', '.join(sorted(tasks))}")
+    check(len(tasks) == 1, f"--compare: takes runs of one task, not of {', '.join(sorted(tasks))}")
     names = {chr(ord("A") + n) if len(runs) <= 26 else str(n): run for n, run in enumerate(runs)}
     for (name, run), (results, _) in zip(names.items(), loaded):
         cfg = results["config"]

@@ -1,6 +1,6 @@
 """What to set: away from the defaults one choice at a time, on the embedded model.
 
-    python data/sweep.py [--only lr rank ...]      20 minutes; results into data/results/sweep-*.json
+    python data/sweep.py [--only "lr 1e-4" ...]    20 minutes; into data/results/sweep-*.json
 
 A run whose result is there is left out. `python data/tables.py` prints the table.
 """

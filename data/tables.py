@@ -259,9 +259,9 @@ def sweep_table():
     first = load(sweep.file_name("defaults") + "-sycophancy-opct-seed*.json")[0]
     d = first["config"]
     lines.append(f"\nThe lower and the higher of {len(runs)} seeds, n = {n} questions. Defaults: "
-                 f"{d['steps']} steps of {d['prompts']} prompts x {d['samples']} answers of at most "
-                 f"{d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}. Minutes of "
-                 f"training on {first['hardware']['threads']} threads of an "
+                 f"{d['steps']} steps of {d['prompts']} prompts x {d['samples']} answers of at "
+                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}. Minutes "
+                 f"of training on {first['hardware']['threads']} threads of an "
                  f"{first['hardware']['cpu']}.")
     return "\n".join(lines)
 
@@ -305,15 +305,23 @@ def metrics_table():
 
 
 def reliability():
-    """What tests/kills.py and tests/fuzz.py left."""
+    """What tests/kills.py, tests/fuzz.py and a long run left."""
     kills, fuzz = load("kills.json")[0], load("fuzz.json")[0]
+    long = load("long-sycophancy-opct-seed*.json")
+    notices = sum(len(r["collapse"]) for r in long)
+    ends = [metric(r["after"], "unseen", "follow_wrapped")["value"] for r in long]
+    first, last = ([r["kl_by_20_steps"][i] for r in long] for i in (0, -1))
     return "\n".join([
         "| | | |", "| --- | --- | --- |",
         f"| killed at a random moment, then continued | {kills['same']} of {kills['kills']} end "
         f"bitwise the same | {kills['minutes']} minutes |",
         f"| random data files | {fuzz['tracebacks']} tracebacks in {fuzz['inputs']:,}: "
         f"{fuzz['refused']:,} refused in one line, {fuzz['taken']:,} taken | "
-        f"{fuzz['minutes']} minutes |"])
+        f"{fuzz['minutes']} minutes |",
+        f"{long[0]['config']['steps']} steps on the embedded model, {len(long)} seeds | {notices} "
+        f"notices of a collapse; kl {min(first):.2f} to {max(first):.2f} nats in the first 20 "
+        f"steps, {min(last):.3f} to {max(last):.3f} in the last; follows {min(ends):.3f} to "
+        f"{max(ends):.3f} | {sum(r['training_seconds'] for r in long) / 60:.1f} minutes |"])
 
 
 TINY = dict.fromkeys(COMPARED, "tiny")

@@ -1,5 +1,5 @@
-"""Does PEFT load the adapter of a run unchanged, and say what opct.py says? In CI, in an environment
-of its own: PEFT is no requirement of this project.
+"""Does PEFT load the adapter of a run unchanged, and say what opct.py says? CI asks, in an
+environment of its own: PEFT is no requirement of this project.
 
     pip install -r requirements.txt peft
     python tests/with_peft.py RUN [MERGED]      folders of a run, and of what --merge made of it
