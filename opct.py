@@ -80,7 +80,7 @@ class Config:
     prompts: int = 8            # B: different questions a step
     samples: int = 4            # K: answers the student samples to each
     max_new_tokens: int = 0     # longest answer, tokens; a longer one is cut; 0: 24, safety 48
-    kl: Literal["exact", "sampled"] = "exact"  # over the vocabulary; the paper's one-sample form
+    kl: Literal["exact", "sampled"] = "exact"  # over the vocabulary, or the paper's one-sample form
     lora_rank: int = 16         # 0 trains all weights, which takes 20 bytes a weight, 4 of them the
                                 # teacher's copy; lower --lr then
     lora_alpha: int = 32        # the adapter's output is scaled by alpha / rank

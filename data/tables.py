@@ -260,8 +260,8 @@ def sweep_table():
     d = first["config"]
     lines.append(f"\nThe lower and the higher of {len(runs)} seeds, n = {n} questions. Defaults: "
                  f"{d['steps']} steps of {d['prompts']} prompts x {d['samples']} answers of at "
-                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}. Minutes "
-                 f"of training on {first['hardware']['threads']} threads of an "
+                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}; alpha is twice "
+                 f"the rank. Minutes of training on {first['hardware']['threads']} threads of an "
                  f"{first['hardware']['cpu']}.")
     return "\n".join(lines)
 
@@ -294,7 +294,7 @@ def flags_table():
                 continue
             shown = f"{default:g}" if kind is float else str(default)
             shown = "" if shown in ("", "False") else shown
-            note = (f"{' or '.join(choices)}{': ' if note else ''}" if choices else "") + note
+            note = (f"({', '.join(choices)}) " if choices else "") + note
             lines.append(f"| --{name.replace('_', '-')} | {shown} | {script}{note} |")
     return "\n".join(lines)
 
