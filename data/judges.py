@@ -34,10 +34,11 @@ def named(answer, row):
     several. Where a row has no candidates the answer itself, so that agreement can be counted."""
     if not row["candidates"]:
         return answer or None
-    letter = re.match(r"\W*(?:[Tt]he )?(?:[Aa]nswer is )?\W*([A-J])(?:[).:]|\W*$)", answer) or next(
-        re.finditer(r"[Aa]nswer(?: is|:)\W*([A-J])(?:[).,:*}]|\W*$)", answer), None)
-    if letter and letter[1] in row["letters"]:
-        return row["letters"][letter[1]]
+    first = re.match(r"\W*(?:[Tt]he )?(?:[Aa]nswer is )?\W*([A-J])(?:[).:]|\W*$)", answer)
+    later = re.findall(r"[Aa]nswer(?: is|:)\W*([A-J])(?:[).,:*}]|\W*$)", answer)  # after reasons
+    letter = first[1] if first else later[-1] if later else ""
+    if letter in row["letters"]:
+        return row["letters"][letter]
     found = [c for c in row["candidates"] if says(answer, c)]
     found = [c for c in found if not any(c != d and says(d, c) for d in found)]  # York, New York
     return found[0] if len(found) == 1 else None

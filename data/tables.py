@@ -185,11 +185,11 @@ def bench_of(bench):
         rival, faster, gb = "", "", ""
         if "rival_s" in r:
             rival = f"{seconds(r['rival_s'])}, {r['rival']}"
-            faster, gb = f"**{r['times_faster']:.1f}×**", f"{r['rival_gb']:.1f} GB"
+            faster, gb = f"**{r['times_faster']:.1f}×**", gigabytes(r, "rival")
         share = f"{r['share_of_floor']:.0%}" if "share_of_floor" in r else ""
         lines.append(f"| {r['part']} | {r['dtype']} | {seconds(r['ours_s'])}, "
                      f"{r['tokens_per_s']:,.0f} tokens/s | {rival} | {faster} | {share} | "
-                     f"{r['ours_gb']:.1f} GB | {gb} |")
+                     f"{gigabytes(r, 'ours')} | {gb} |")
     w, v, h = bench["workload"], bench["versions"], bench["hardware"]
     trl = f", TRL {v['trl']}" if "trl" in v else ""
     where = h["gpu"] or f"{h['threads']} threads of an {h['cpu']}"
@@ -211,6 +211,11 @@ def bench_of(bench):
         lines.append(f"{names[name].capitalize()} halved or doubled: {half / usual:.2f} and "
                      f"{double / usual:.2f} times as long.")
     return "\n".join(lines)
+
+
+def gigabytes(row, side):
+    above = row.get(side + "_above_gb")
+    return f"{row[side + '_gb']:.1f} GB" + (f", {above:.2f} over the weights" if above else "")
 
 
 def seconds(s):
