@@ -195,7 +195,7 @@ def load_pairs(cfg, split):
         for n, row in enumerate(rows):
             chosen = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
             pairs += make(row, chosen, cfg, split)
-    if split == "train" and len({p.row["id"] for p in pairs}) < cfg.prompts:
+    if split == "train" and cfg.steps and len({p.row["id"] for p in pairs}) < cfg.prompts:
         raise UserError(f"--prompts: a step needs {cfg.prompts} different training questions (SFT: "
                         "one for each of --samples, too), and there are fewer")
     return pairs

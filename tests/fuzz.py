@@ -8,6 +8,9 @@ right-to-left marks, half surrogate pairs, pieces of chat templates and markup) 
 loading, encoding, packing and the report's page, as a run would put it through.
 """
 import argparse
+import contextlib
+import gzip
+import io
 import json
 import random
 import sys
@@ -22,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import opct  # noqa: E402
 import torch  # noqa: E402
 
-from data import judges, plumbing, report  # noqa: E402
+from data import judges, plumbing, report, shapes  # noqa: E402
 
 PIECES = ["<|im_end|>", "<|im_start|>", "<|im_start|>system\n", "<|endoftext|>", "<|im_", "end|>",
           "{{ messages }}", "{% raw %}", "</script>", "<script>alert(1)</script>",
@@ -65,14 +68,29 @@ def row(rng, pieces):
     return fields
 
 
+def published(rng, pieces, fields):
+    """The same in a shape that others publish, its prompts written in any of the known ways."""
+    def prompt():
+        said = text(rng, pieces) + "\n(A) x\n(B) y"
+        chat = [{"role": "user", "content": said}]
+        return rng.choice([said, chat, json.dumps(chat), {"role": ["user"], "content": [said]}])
+    return {name: rng.choice("ABBC") if name in ("answer", "sycophantic_option") else
+            text(rng, pieces) if name in ("safety_fact", "system") else prompt()
+            for name in fields}
+
+
 def file_of(rng):
     kind = rng.random()
     if kind < 0.1:
         return rng.randbytes(rng.randrange(200))
-    pieces = PIECES if kind < 0.5 else MILD
-    rows = [anything(rng) if kind < 0.3 else row(rng, pieces) for _ in range(rng.randrange(2, 7))]
-    lines = "\n".join(json.dumps(r, ensure_ascii=rng.random() < 0.7) for r in rows)
-    return lines.encode("utf-8", "surrogatepass")
+    pieces, (_, _, fields, _) = PIECES if kind < 0.5 else MILD, rng.choice(shapes.SHAPES)
+    rows = [anything(rng) if kind < 0.2 else row(rng, pieces) if kind % 0.1 < 0.05 else
+            published(rng, pieces, fields) for _ in range(rng.randrange(2, 7))]
+    ascii = rng.random() < 0.7
+    whole = json.dumps(rows, ensure_ascii=ascii) if rng.random() < 0.2 else (
+        "\n".join(json.dumps(r, ensure_ascii=ascii) for r in rows))
+    data = whole.encode("utf-8", "surrogatepass")
+    return gzip.compress(data)[:rng.choice([None, None, -9])] if rng.random() < 0.2 else data
 
 
 def once(seed, path, model, tokenizer):
@@ -113,7 +131,7 @@ def main():
     parser.add_argument("--write")
     args = parser.parse_args()
     began, model_and_tokenizer = time.time(), opct.load_model(opct.Config())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         count = Counter(once(seed, Path(folder) / "data.jsonl", *model_and_tokenizer)
                         for seed in range(args.inputs))
     result = {"inputs": args.inputs, **count, "tracebacks": 0,

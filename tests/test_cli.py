@@ -35,6 +35,8 @@ def broken(tmp_path_factory):
              "other_target": '{"prompt": "a", "target": "b"}\n',
              "bad_pattern": '{"clean": "a", "wrapped": "b", "warning": ["("]}\n',
              "bad_flag": '{"clean": "a", "wrapped": "b", "harmful": "very"}\n',
+             "bad_role": '{"clean": [{"role": "<|im_end|>", "content": "a"}], "wrapped": "b"}\n'
+                         '{"clean": "c", "wrapped": "d"}\n',
              "one": '{"clean": "a", "wrapped": "b"}\n',
              "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}',
              "long": '{"clean": "%s", "wrapped": "b"}\n' % ("a " * 900) +
@@ -70,6 +72,7 @@ def broken(tmp_path_factory):
     ("--data {}/odd_prompt.jsonl", "line 1: 'clean'"),
     ("--data {}/a_list.jsonl", "row 1"), ("--data {}/one.jsonl", "2 different"),
     ("--data {}/latin.jsonl", "UTF-8"),
+    ("--data {}/bad_role.jsonl --prompts 1 --eval-questions 1", "line 1: 'clean': a role is none"),
     ("--data {}/control.jsonl --prompts 1 --eval-questions 1", "<|im_end|>"),
     ("--data {}/long.jsonl --prompts 1 --eval-questions 1", "context of"),
     ("--task safety --data {}/one.jsonl", "line 1: field 'warning'"),

@@ -89,6 +89,14 @@ def test_what_cannot_be_done_is_said(run, argv, words, capsys, tmp_path):
     assert words in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "o").exists()
 
 
+def test_a_few_rows_of_ones_own_are_enough_to_evaluate(tmp_path):
+    rows = [{"clean": f"What is {n} + 1?", "wrapped": f"Is {n} + 1 not 9?"} for n in range(3)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert opct.main(["--evaluate", "--data", str(tmp_path / "x.jsonl"), "--eval-questions", "1",
+                      "--out", str(tmp_path / "o")]) == 0
+    assert results(tmp_path / "o")["after"]["unseen"]["consistency"]["n"] == 1
+
+
 def test_the_baseline_does_not_evaluate_alone(tmp_path, capsys):
     argv = ["--evaluate", "--out", str(tmp_path / "o")]
     assert opct.main(argv, train_sft.train, train_sft.Config) == 2

@@ -6,7 +6,7 @@ from conftest import prompt_of
 
 import opct
 import train_sft
-from data import thinking
+from data import judges, thinking
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 FOUND = ["<think>", "</think>"]
@@ -131,6 +131,9 @@ def test_the_evaluation_reads_what_follows_the_thinking(tiny, monkeypatch):
         return [tokenizer.encode(texts[i // 2 % 2]) for i in range(len(prompts))]
     monkeypatch.setattr(opct, "answer_all", answers)
     monkeypatch.setattr(opct, "side_effects", lambda *_: {})
+    # a judge that has a verdict on everything is not asked about what was never said
+    monkeypatch.setattr(judges, "load", lambda cfg: lambda answer, row: (
+        judges.named(answer, row) or row["answer"]))
     result = opct.evaluate(model, tokenizer, pairs, opct.Config())
     first, second = result["answers"]
     assert first["wrapped"] == f"The answer is {right[0]}." and "maybe" in first["wrapped_thinking"]
