@@ -120,7 +120,7 @@ def read_file(path):
         return [(f"{path}, line {n}", row) for n, row in parse_lines(path, data)]
     lists = [v for v in whole.values() if isinstance(v, list) and v and isinstance(v[0], dict)
              and "role" not in v[0]] if isinstance(whole, dict) else []
-    if isinstance(whole, dict) and len(lists) != 1:
+    if not isinstance(whole, list) and len(lists) != 1:
         return [(f"{path}, line 1", whole)]  # JSONL of one row
     rows = whole if isinstance(whole, list) else lists[0]
     return [(f"{path}, row {n}", row) for n, row in enumerate(rows, 1)]
