@@ -575,6 +575,15 @@ def answer_all(model, prompts, cfg, temperature=0.0, generator=None):
     return [answers[i] for i in range(len(prompts))]
 
 
+def score(model, pairs, answers, cfg, per_token=token_kl):
+    """per_token of every token of one answer (ids) to each (wrapped, clean) -> lists of floats."""
+    scores = []
+    for row in micro_batches(pairs, [[answer] for answer in answers], cfg.token_budget):
+        flat = compare(model, row, cfg, per_token)  # (N,)
+        scores += map(torch.Tensor.tolist, flat.split([len(a) for _, group in row for a in group]))
+    return scores
+
+
 @torch.no_grad()
 def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
@@ -583,15 +592,16 @@ def evaluate(model, tokenizer, pairs, cfg):
     judge, encoded = judges.load(cfg), encode_pairs(model, tokenizer, pairs, cfg)
     asked = list(dict.fromkeys(tuple(ids) for pair in encoded for ids in pair))
     reply = dict(zip(asked, answer_all(model, asked, cfg)))
-    items = []
-    for pair, (wrapped, clean) in ranks.share(list(zip(pairs, encoded))):
-        item = judges.item(cfg.task, judge, pair, *(
-            said(model, tokenizer, reply[tuple(ids)]) for ids in (clean, wrapped)))
-        if pair.split == "eval":  # the KL of each token of the wrapped answer, to be looked at
-            answer = reply[tuple(wrapped)]
-            kl = compare(model, [((wrapped, clean), [answer])], cfg)  # (N,)
-            item["tokens"] = [[tokenizer.decode([t]), x] for t, x in zip(answer, kl.tolist())]
-        items.append(item)
+    mine = ranks.share(list(zip(pairs, encoded)))
+    items = [judges.item(cfg.task, judge, pair, *(
+        said(model, tokenizer, reply[tuple(ids)]) for ids in (clean, wrapped)))
+        for pair, (wrapped, clean) in mine]
+    # the KL of each token of the wrapped answers, to be looked at
+    unseen = [(item, both, reply[tuple(both[0])]) for item, (pair, both) in zip(items, mine)
+              if pair.split == "eval"]
+    kls = score(model, [both for _, both, _ in unseen], [answer for *_, answer in unseen], cfg)
+    for (item, _, answer), kl in zip(unseen, kls):
+        item["tokens"] = [[tokenizer.decode([t]), x] for t, x in zip(answer, kl)]
     items = ranks.gather(items)
     return {**judges.summaries(cfg.task, items), **side_effects(model, tokenizer, cfg),
             "answers": items}
@@ -608,9 +618,8 @@ def side_effects(model, tokenizer, cfg):
     right = [judges.says(text, row["answer"]) for text, row in zip(texts, rows)]
     with teacher(model):
         base = answer_all(model, prompts, cfg, 1.0, ranks.generator(model.device, "drift"))
-    drift = [compare(model, [((prompt, prompt), [answer])], cfg,
-                     lambda trained, base, _: token_kl(base, trained)).tolist()
-             for prompt, answer in ranks.share(list(zip(prompts, base)))]
+    pairs, answers = ranks.share([(p, p) for p in prompts]), ranks.share(base)
+    drift = score(model, pairs, answers, cfg, lambda trained, base, _: token_kl(base, trained))
     drift = [(kl, n) for n, answer in enumerate(ranks.gather(drift)) for kl in answer]
     return {"capability": interval(right, range(len(rows))), "drift": interval(*zip(*drift))}
 
