@@ -52,7 +52,8 @@ from data import judges, plumbing, ranks, report, shapes  # verdicts, command li
 from data import adapter, alone, look  # PEFT and merging, models that keep a state, --show
 from data.checkpoint import Checkpoints
 from data.fast import packed_weights, replayed, stretch
-from data.loading import check_reading, encode, encode_pairs, eos_tokens, layer_kinds, load_model
+from data.loading import (check_reading, encode, encode_pairs, eos_tokens, layer_kinds, load_model,
+                          scaled)
 from data.plumbing import UserError, interval, messages, timed
 from data.thinking import learned, said
 
@@ -223,6 +224,15 @@ class LoRALinear(nn.Module):
             return y
         return y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
 
+    @property
+    def weight(self):  # Mamba's layers do not call their linear ones but multiply by this
+        delta = self.scale * self.B @ self.A if self.on else torch.zeros(())  # (out, in)
+        return self.base.weight + delta.to(self.base.weight)  # (out, in)
+
+    @property
+    def bias(self):
+        return self.base.bias
+
 
 def add_lora(model, rank, alpha):
     """Put an adapter beside every linear layer but the head. -> the parameters that train.
@@ -232,7 +242,7 @@ def add_lora(model, rank, alpha):
         model.frozen = {n: p.detach().clone() for n, p in model.named_parameters()}
         return list(model.parameters())
     linear = [(n, m) for n, m in model.named_modules()
-              if isinstance(m, nn.Linear) and m is not model.get_output_embeddings()]
+              if type(m) is nn.Linear and m is not model.get_output_embeddings()]
     if not linear:
         raise UserError("the model has no linear layers to adapt; --lora-rank 0 trains all weights")
     for name, module in linear:
@@ -317,13 +327,7 @@ def run(model, ids, positions, visible, distance, cache=None):
 
 def head(model, hidden):
     """Hidden states (N, H) -> logits (N, V), scaled and capped as the model itself does it."""
-    config, logits = model.config, model.get_output_embeddings()(hidden)  # (N, V)
-    if getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / config.logits_scaling
-    if getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * config.logit_scale
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    return torch.tanh(logits / cap) * cap if cap else logits
+    return scaled(model.config, model.get_output_embeddings()(hidden))
 
 
 def pick(logits, temperature, chance):

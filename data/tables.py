@@ -282,7 +282,7 @@ def families(result):
         for name in names:
             exact = name == "adapter off" or name == "sampling" and got["read"] == "alone"
             cells.append(("the same" if got[name] == 0 else "NOT the same") if exact
-                         else f"{got[name]:.0e}")
+                         else f"{got[name]:.0e}" if got[name] else "0")
         lines.append(f"| {family} | {got['read']} | {' | '.join(cells)} |")
     lines.append(f"\nRefused by name: {', '.join(result['refused'])} and other encoders and "
                  f"encoder-decoders. transformers {result['versions']['transformers']}, torch "

@@ -42,10 +42,22 @@ FAMILIES = {
     "gpt-oss": lambda: transformers.GptOssConfig(
         **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=5,
         layer_types=MIXED),
+    "Cohere": lambda: transformers.CohereConfig(**SIZES, logit_scale=0.5),
+    "DeepSeek-V3": lambda: transformers.DeepseekV3Config(
+        **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=2, topk_group=1, kv_lora_rank=16, q_lora_rank=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1),
     "GPT-2": lambda: transformers.GPT2Config(
         vocab_size=97, n_positions=128, n_embd=32, n_layer=3, n_head=4, eos_token_id=2,
         bos_token_id=1, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
-    # these keep a state: read alone
+    # these keep a state, or see the prompt in pieces: read alone
+    "Llama 4": lambda: transformers.Llama4TextConfig(
+        **{**SIZES, "num_hidden_layers": 4}, head_dim=8, intermediate_size_mlp=48,
+        num_local_experts=2, num_experts_per_tok=1, attention_chunk_size=5,
+        layer_types=["chunked_attention", "full_attention"] * 2),
+    "Mamba": lambda: transformers.MambaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=2,
+        bos_token_id=1, pad_token_id=0, use_mambapy=False),
     "Mamba 2": lambda: transformers.Mamba2Config(
         vocab_size=97, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8,
         n_groups=2, expand=2, chunk_size=8, eos_token_id=2, bos_token_id=1, pad_token_id=0),
@@ -58,6 +70,15 @@ FAMILIES = {
         **{**SIZES, "num_hidden_layers": 3}, head_dim=8, layers_block_type=[
             "mamba", "attention", "mlp"], mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8,
         n_groups=2, chunk_size=8),
+    "Jamba": lambda: transformers.JambaConfig(
+        **{**SIZES, "num_hidden_layers": 4}, num_experts=2, num_experts_per_tok=1,
+        attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, use_mamba_kernels=False),
+    "Falcon-H1": lambda: transformers.FalconH1Config(
+        **SIZES, head_dim=8, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8,
+        mamba_n_groups=1, mamba_chunk_size=8),
+    "RecurrentGemma": lambda: transformers.RecurrentGemmaConfig(
+        **SIZES, lru_width=32, attention_window_size=5,
+        block_types=["recurrent", "recurrent", "attention"]),
     "LFM2": lambda: transformers.Lfm2Config(
         **SIZES, layer_types=["conv", "full_attention", "conv"], conv_L_cache=3),
 }
@@ -73,6 +94,8 @@ def make(family, vocab=97):
     config = FAMILIES[family]()
     config.vocab_size = vocab
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    if model.base_model is model:  # as load_model does
+        model.base_model_prefix = "model"
     for p in model.parameters():  # the usual initialisation is so small that all logits are alike
         p.data.mul_(4 if p.dim() > 1 else 1)
     return model.requires_grad_(False)
