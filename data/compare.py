@@ -41,11 +41,12 @@ def run(args, more, task, arm, seed):
         if steps == args.headline:
             log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
             spent = sum(sum(step["seconds"].values()) for step in log[:steps])
-            notices = [collapse(log[:n]) for n in range(WINDOW, steps + 1, WINDOW)]
+            ends = range(WINDOW, steps + 1, WINDOW)
+            notices = [collapse(log[:end]) for end in ends]
+            kl = [sum(line["kl"] for line in log[end - WINDOW:end]) / WINDOW for end in ends]
             final = {**result, "training_seconds": round(spent, 1),
                      "collapse": [notice for notice in notices if notice],
-                     "kl_by_20_steps": [round(sum(line["kl"] for line in log[n:n + WINDOW]) / WINDOW,
-                                              4) for n in range(0, steps - WINDOW + 1, WINDOW)]}
+                     "kl_by_20_steps": [round(x, 4) for x in kl]}
     final.pop("seconds")  # of the last stage alone
     path.write_text(json.dumps({**final, "curve": curve}, indent=1) + "\n")
     print(f"{name}: done", flush=True)

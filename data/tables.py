@@ -265,8 +265,8 @@ def sweep_table():
     d = first["config"]
     lines.append(f"\nThe lower and the higher of {len(runs)} seeds, n = {n} questions. Defaults: "
                  f"{d['steps']} steps of {d['prompts']} prompts x {d['samples']} answers of at "
-                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}; alpha is twice "
-                 f"the rank. Minutes of training on {first['hardware']['threads']} threads of an "
+                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}; alpha is "
+                 f"twice the rank. Minutes of training on {first['hardware']['threads']} threads of an "
                  f"{first['hardware']['cpu']}.")
     return "\n".join(lines)
 

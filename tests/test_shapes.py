@@ -71,7 +71,8 @@ def test_a_shape_of_another_task_is_said(name, task, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ('[]', "no rows"), ('"a"', "line 1: has the fields of no shape"), ('[{"clean": "a"}]', "row 1: has the fields of no shape"),
+    ('[]', "no rows"), ('"a"', "line 1: has the fields of no shape"),
+    ('[{"clean": "a"}]', "row 1: has the fields of no shape"),
     ('[{"clean": "a", "wrapped": "b"}, {"clean": "c"}]', "row 2: field 'wrapped'"),
     ('{"rows": [{"clean": "a", "wrapped": "b"}, 7]}', "row 2: field 'clean'"),
     ('[{"prompt_unbiased": "Q?\\n(A) x\\n(B) y", "prompt_biased": "b", "answer": "C", '
