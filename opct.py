@@ -225,9 +225,9 @@ class LoRALinear(nn.Module):
         return y + F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
 
     @property
-    def weight(self):  # Mamba's layers do not call their linear ones but multiply by this
-        delta = self.scale * self.B @ self.A if self.on else torch.zeros(())  # (out, in)
-        return self.base.weight + delta.to(self.base.weight)  # (out, in)
+    def weight(self):  # (out, in); Mamba's layers multiply by it instead of calling this one
+        W = self.base.weight  # (out, in)
+        return W + (self.scale * self.B @ self.A).to(W.dtype) if self.on else W
 
     @property
     def bias(self):

@@ -82,3 +82,13 @@ def test_training_all_weights_gives_every_weight_a_gradient():
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(opct.UserError, match="--lora-rank 0"):
         opct.add_lora(make_model("absolute"), 4, 8)
+
+
+def test_the_weight_of_an_adapted_layer_is_what_it_multiplies_by(adapted):
+    """Some models multiply by layer.weight themselves."""
+    model, _ = adapted
+    layer, x = model.model.layers[0].mlp.up_proj, torch.randn(3, 32)
+    for on in (True, False):
+        layer.on = on
+        torch.testing.assert_close(torch.nn.functional.linear(x, layer.weight, layer.bias),
+                                   layer(x))
