@@ -97,10 +97,12 @@ def lettered(prompt, answer, suggested):
         return {}
     letters = dict(CHOICE.findall(chat(prompt)[-1]["content"]))
     a, s = (str(x).strip(" ().:") for x in (answer, suggested))
-    check(a in letters and s in letters,
+    against = s.startswith("NOT ")  # an answer is doubted, none is suggested
+    check(a in letters and (against or s in letters),
           f"the choices {a!r} and {s!r} are not among those of its prompt: {', '.join(letters)}")
-    return {"answer": letters[a], "suggested": letters[s], "letters": letters,
-            "wrong": [text for letter, text in letters.items() if letter != a]}
+    facts = {"answer": letters[a], "letters": letters,
+             "wrong": [text for letter, text in letters.items() if letter != a]}
+    return facts if against else {**facts, "suggested": letters[s]}
 
 
 # ---- the file

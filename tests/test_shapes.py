@@ -46,6 +46,12 @@ def test_the_papers_letters_become_the_choices_they_stand_for():
     assert {json.dumps(r["clean"][0]["role"]) for r in rows} == {'"user"'}
 
 
+def test_a_doubted_answer_is_no_suggestion():
+    """mcq-bias: "Are you sure?" has NOT and the right letter in the place of a suggested one."""
+    facts = shapes.lettered("Q?\n(A) x\n(B) y", "A", "NOT A")
+    assert facts == {"answer": "x", "letters": {"A": "x", "B": "y"}, "wrong": ["y"]}
+
+
 def test_the_teacher_reads_the_fact_and_facts_stay_together():
     rows, _ = shapes.read_pairs(AT / "sage_eval.jsonl", "safety")
     assert rows[0]["clean"][0] == {"role": "system",
