@@ -153,6 +153,15 @@ def curves(names):
                 lines.append(f"| {shown} | {label} | {arm.upper()} | {start:.{digits(split)}f} | "
                              + " | ".join(f"{m:.{digits(split)}f}" for m in means) + " |")
                 shown = label = ""
+    lines.append(f"\nEach seed at step {stages[-1]}, with its 95 % interval:")
+    for shown, _, arms in tasks(names):
+        for split, key, label, _ in COST:
+            for arm, runs in arms.items():
+                got = [metric(r["curve"][stages[-1]], split, key) for r in runs]
+                d = digits(split)
+                seeds = ", ".join(f"{m['value']:.{d}f} [{m['low']:.{d}f}, {m['high']:.{d}f}]"
+                                  for m in got)
+                lines.append(f"- {shown}, {label}, {arm.upper()}: {seeds}")
     return "\n".join(lines)
 
 
@@ -265,9 +274,9 @@ def sweep_table():
     d = first["config"]
     lines.append(f"\nThe lower and the higher of {len(runs)} seeds, n = {n} questions. Defaults: "
                  f"{d['steps']} steps of {d['prompts']} prompts x {d['samples']} answers of at "
-                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}; alpha is "
-                 f"twice the rank. Minutes of training on {first['hardware']['threads']} threads of an "
-                 f"{first['hardware']['cpu']}.")
+                 f"most {d['max_new_tokens']} tokens, lr {d['lr']:g}, rank {d['lora_rank']}; alpha "
+                 f"is twice the rank. Minutes of training on {first['hardware']['threads']} threads "
+                 f"of an {first['hardware']['cpu']}.")
     return "\n".join(lines)
 
 
