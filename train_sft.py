@@ -79,7 +79,7 @@ def train(cfg):
             # 1. SFT: the base model has answered the clean prompts
             answers = [targets[clean] for _, clean in batch]
             [tokens] = total(sum(len(y) for group in answers for y in group))  # of the whole step
-            run.lap("sample")
+            loss_sum = 0.0
             for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
                 # 2. SFT: no teacher reads them
                 # 3. the student reads them behind the wrapped prompts, SFT: and learns each token
@@ -88,7 +88,7 @@ def train(cfg):
                 nll = token_nll(s, packed.target.to(s.device))  # (N,)
                 loss = nll.sum() / tokens  # one normaliser per step: every token counts alike
                 loss.backward()
-                run.lap("student", loss.item())
+                loss_sum += loss.item()
 
             # 4. one step of Adam on the gradient of all processes
             sum_gradients(params)
@@ -96,8 +96,7 @@ def train(cfg):
             run.check_finite(norm)
             optimizer.step()
             optimizer.zero_grad()
-            examples = [pairs[i].example for i in chosen[RANK::WORLD]]
-            run.log_step(tokenizer, examples, answers, norm)
+            run.step_done(loss_sum, answers, norm)
     finally:
         run.close()  # whatever ended the loop, the steps done are saved
 
