@@ -541,7 +541,8 @@ def answer_all(model, prompts, cfg, samples=1, temperature=0.0, rng=None):
         part = order[at:at + 64]
         answers.update(zip(part, sample(model, [prompts[i] for i in part], samples,
                                         cfg.max_new_tokens, temperature, model.eos, rng)))
-        progress("evaluation: prompt", len(answers), len(order), began)
+        left = (time.time() - began) / len(answers) * (len(order) - len(answers))
+        say(f"evaluation: {len(answers)} of {len(order)} prompts answered, {left:.0f} s left")
     return [answers[i] for i in range(len(prompts))]
 
 def said(tokenizer, answer, cfg):
@@ -603,18 +604,30 @@ def side_effects(model, tokenizer, cfg):
 DATA = Path(__file__).resolve().parent / "data"
 VERSIONS = {m.__name__: m.__version__ for m in (torch, transformers, np)}
 
+class UserError(Exception):
+    """An error the user can fix: printed as one line, exit code 2."""
+
+def check(holds, message):
+    if not holds:
+        raise UserError(message)
+
+@contextlib.contextmanager
+def at(place):
+    """Whatever fails inside is reported as one line that begins with the place."""
+    try:
+        yield
+    except Exception as e:
+        kind = "" if isinstance(e, UserError) else f"{type(e).__name__}: "
+        raise UserError(f"{place}: {kind}{e}") from e
+
 def read_jsonl(path):
     """-> [("FILE, line N", object)] of a JSON-lines file."""
-    rows, where = [], path
-    try:
-        for n, line in enumerate(Path(path).expanduser().read_text("utf-8-sig").split("\n"), 1):
-            where = f"{path}, line {n}"
-            if line.strip():
-                rows.append((where, json.loads(line)))
-                json.dumps(rows[-1], ensure_ascii=False).encode()  # fails on half a surrogate pair
-                check(isinstance(rows[-1][1], dict), f"{where}: not an object")
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON lines ({e}); data/convert.py makes them")
+    rows = []
+    with at(f"{path}: cannot be read; data/convert.py makes JSON lines of other formats"):
+        lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
+    for n, line in enumerate(lines, 1):
+        with at(f"{path}, line {n}: not a JSON object; data/convert.py makes them"):
+            rows += [(f"{path}, line {n}", dict(json.loads(line)))] if line.strip() else []
     check(rows, f"{path}: holds no rows")
     return rows
 
@@ -622,37 +635,41 @@ def like(example, x):
     """Is x, as read from JSON, built like the example?"""
     if isinstance(x, dict) and isinstance(example, dict):
         return all(like(next(iter(example.values())), v) for v in x.values())
-    if isinstance(x, list) and isinstance(example, list) and x:
-        return all(like(example[0], v) for v in x)
-    return type(x) is type(example) in (bool, str) and str(x).strip() != ""
-
-def own_pair(where, row, task):
-    """A line of --data -> Pair. UserError names file, line and field."""
-    known = {**FIELDS["every task"], **FIELDS[task]}
-    need = known.keys() & {"wrapped", "clean", "harmful", "danger", "warning"}
-    check(need <= row.keys() <= known.keys(), f"{where}: has {', '.join(row)}; --task {task} needs "
-          f"{', '.join(sorted(need))} and may have {', '.join(sorted(known.keys() - need))}")
-    for field, x in row.items():
-        good = like(known[field], x) or field in ("wrapped", "clean") and like(chat("text"), x)
-        check(good, f"{where}, field {field}: {x!r:.60} is not like {known[field]!r}")
-    sides = [chat(x) if isinstance(x, str) else x for x in (row["wrapped"], row["clean"])]
-    for messages in sides:
-        roles = "".join(m["role"][0] if m.keys() == {"role", "content"} else "?" for m in messages)
-        check(re.fullmatch("s?(ua)*u", roles), f"{where}: the messages of a chat, with role and "
-              "content, are of system (or not), then user and assistant in turn, at last of user")
-    right, bait, name = row.get("answer", "a"), row.get("suggested", "b"), row.get("id", repr(sides[1]))
-    check(words(right) != words(bait), f"{where}: suggests the right answer; leave suggested out")
-    return Pair(*sides, {"group": name, **row, "id": name}, where, row.get("split", ""))
+    if isinstance(x, list) and isinstance(example, list):
+        return bool(x) and all(like(example[0], v) for v in x)
+    return type(x) is type(example) and str(x).strip() != ""
 
 def own_pairs(cfg):
-    pairs = [own_pair(where, row, cfg.task) for where, row in read_jsonl(cfg.data)]
+    """The pairs of --data. UserError names the file, the line and the field."""
+    known, pairs = {**FIELDS["every task"], **FIELDS[cfg.task]}, []
+    need = [f for f in known if f in ("wrapped", "clean", "harmful", "danger", "warning")]
+    for where, row in read_jsonl(cfg.data):
+        with at(where):
+            check({*need} <= row.keys() <= known.keys(), f"has {', '.join(row)}; "
+                  f"needs {', '.join(need)}; takes only {', '.join(known)}")
+            for f, x in row.items():
+                is_chat = f in ("wrapped", "clean") and isinstance(x, list)
+                example = chat("text") if is_chat else known[f]
+                check(like(example, x), f"{f}: {x!r:.50} is not like {example!r}")
+            wrapped, clean = (row[k] if isinstance(row[k], list) else chat(row[k])
+                              for k in ("wrapped", "clean"))
+            for messages in (wrapped, clean):
+                roles = " ".join(m["role"] for m in messages if m["content"])
+                check(re.fullmatch("(system )?(user assistant )*user", roles),
+                      f"a chat of {roles}: user and assistant take turns, the user is last")
+            check(words(row.get("answer", "a")) != words(row.get("suggested", "b")),
+                  "the suggested answer is the right one: leave suggested out")
+            re.compile("|".join(row.get("warning", ())))
+        name = row.get("id", repr(clean))
+        example = {"group": name, **row, "id": name}
+        pairs.append(Pair(wrapped, clean, example, where, row.get("split", "")))
+    check({p.split for p in pairs} in ({""}, {"train", "test"}),
+          f"{cfg.data}: split is train or test in every line, or in none")
     groups = list(dict.fromkeys(p.example["group"] for p in pairs))
     test = {p.example["group"] for p in pairs if p.split == "test"} or {*groups[::5]}
-    marked = pairs[0].split != ""
     for p in pairs:
         held_out = p.example["group"] in test
-        check(p.split in (("test" if held_out else "train",) if marked else ("",)), f"{p.wrapper}: "
-              "split is train or test, in all lines or in none, and the same for a whole group")
+        check(p.split != "train" or not held_out, f"{p.wrapper}: its group is in test, too")
         p.split = "unseen" if held_out else "train"
     return pairs
 
@@ -662,17 +679,20 @@ def load_pairs(cfg, split):
     if cfg.data:
         pairs = [p for p in own_pairs(cfg) if p.split == split]
     else:
-        make, splits = {"sycophancy": (sycophancy_pairs, ("train", "unseen", "seen", "control")),
-                        "jailbreak": (jailbreak_pairs, ("train", "unseen", "seen")),
-                        "safety": (safety_pairs, ("train", "unseen"))}[cfg.task]
+        make, splits = {
+            "sycophancy": (sycophancy_pairs, ("train", "unseen", "seen", "control")),
+            "jailbreak": (jailbreak_pairs, ("train", "unseen", "seen")),
+            "safety": (safety_pairs, ("train", "unseen"))}[cfg.task]
         rows = [r for _, r in read_jsonl(DATA / f"{cfg.task}.jsonl") if split in splits]
         rows = [r for r in rows if (r["split"] == "train") == (split == "train")]
         wrappers = [{"split": split}] if cfg.task == "safety" else [
             w for _, w in read_jsonl(DATA / f"{cfg.task}_wrappers.jsonl")]
-        wrappers = [w for w in wrappers if (w["split"] == "train") == (split in ("train", "seen"))]
-        ask = itertools.cycle(wrappers)  # a question that is held out is tried in one wording
-        pairs = [p for row in rows
-                 for p in make(row, wrappers if split == "train" else [next(ask)], split)]
+        known = split in ("train", "seen")
+        wrappers = [w for w in wrappers if (w["split"] == "train") == known]
+        pairs = []
+        for n, row in enumerate(rows):  # a question that is held out is tried in one wording
+            one = wrappers[n % len(wrappers)]
+            pairs += make(row, wrappers if split == "train" else [one], split)
     there = sorted({p.example.get("category", "none") for p in pairs})
     pairs = [p for p in pairs if cfg.category in ("", p.example.get("category"))]
     check(pairs or not there, f"--category {cfg.category}: there are {', '.join(there)}")
@@ -683,19 +703,17 @@ def load_pairs(cfg, split):
 
 def render(tokenizer, messages, thinking="off", **how):
     """The text that the chat template makes of messages. UserError if it does not hold them."""
-    name, content = tokenizer.name_or_path, "\n".join(m["content"] for m in messages)
+    content, special = "\n".join(m["content"] for m in messages), re.compile(r"[<\[|].+[>\]|]")
     for token in (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special):
-        control = re.fullmatch(r"[<\[|].+[>\]|]", token) and token in content
-        check(not control, f"a text holds the control token {token}")
-    check(tokenizer.chat_template, f"{name}: no chat template; take the instruction-tuned model")
-    try:  # the switch has two names; the date is fixed, or a prompt would differ tomorrow
-        out = tokenizer.apply_chat_template(
-            messages, tokenize=False, enable_thinking=thinking == "on", thinking=thinking == "on",
+        check(token not in content or not special.fullmatch(token),
+              f"a text holds the control token {token}")
+    with at(f"{tokenizer.name_or_path}: its chat template"):
+        out = tokenizer.apply_chat_template(  # its switch for thinking has two names
+            messages, tokenize=False, enable_thinking=thinking == "on",
+            thinking=thinking == "on",  # the date is fixed, or a prompt would differ tomorrow
             strftime_now=lambda form: time.strftime(form, time.gmtime(0)), **how)
-    except Exception as e:  # a template is a program and can fail in any way
-        raise UserError(f"{name}: its chat template refuses a prompt: {e}")
-    for m in messages:  # some templates know no system role and drop its message
-        check(m["content"].strip() in out, f"{name}: its chat template drops a {m['role']} message")
+        for m in messages:  # some templates know no system role and drop its message
+            check(m["content"].strip() in out, f"leaves out a {m['role']} message")
     return out
 
 def encode(tokenizer, messages, thinking="off"):
@@ -716,47 +734,46 @@ def end_tokens(model, tokenizer):
     return ends
 
 def encode_pairs(model, tokenizer, pairs, cfg):
-    """-> [(wrapped ids, clean ids)], tuples. UserError if an answer has no room behind a prompt."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    known, vocabulary = {}, model.get_input_embeddings().num_embeddings
+    """-> [(wrapped ids, clean ids)], tuples. UserError if an answer has no room behind one."""
+    config, known = model.config.get_text_config(), {}
+    context = getattr(config, "max_position_embeddings", None) or math.inf
     for pair, messages in [(p, m) for p in pairs for m in (p.wrapped, p.clean)]:
         if repr(messages) not in known:
-            try:
+            with at(f"{pair.wrapper}, {messages[-1]['content']:.50}"):
                 ids = known[repr(messages)] = tuple(encode(tokenizer, messages, cfg.thinking))
-            except UserError as e:
-                raise UserError(f"{pair.wrapper}: {e}: {messages[-1]['content']:.50}")
-            check(len(ids) + cfg.max_new_tokens <= context and max(ids) < vocabulary,
-                  f"{pair.wrapper}: {len(ids)} tokens and --max-new-tokens, or token {max(ids)}, are "
-                  f"beyond the model's context of {context} or vocabulary of {vocabulary}")
+                check(len(ids) + cfg.max_new_tokens <= context, f"{len(ids)} tokens and "
+                      f"--max-new-tokens exceed the model's context of {context}")
+                check(max(ids) < model.get_input_embeddings().num_embeddings,
+                      f"the model has no token {max(ids)}")
     return [(known[repr(p.wrapped)], known[repr(p.clean)]) for p in pairs]
 
 def load_model(cfg):
-    """-> model (eval mode, frozen), tokenizer. UserError if it is missing or cannot be right."""
-    path, about = Path(cfg.model).expanduser(), f"--model {cfg.model}"
+    """-> model (eval mode, frozen), tokenizer. UserError if missing, or if it cannot be right."""
+    path = Path(cfg.model).expanduser()
     path = path if path.is_dir() else DATA.parent / cfg.model
     name = str(path.resolve()) if path.is_dir() else cfg.model
-    check(not (path / "adapter_config.json").exists(), f"{about}: holds an adapter; merge it first")
     cuda = cfg.device == "cuda" or cfg.device == "auto" and torch.cuda.is_available()
     native = torch.cuda.is_bf16_supported(False) if cuda else (
         torch.ops.mkldnn._is_mkldnn_bf16_supported())
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with at(f"--model {cfg.model}"):  # a folder can be broken in many ways
+        check(not (path / "adapter_config.json").exists(), "an adapter lies beside the weights; "
+              "merge it first (PEFT: merge_and_unload), or move it away")
         config = transformers.AutoConfig.from_pretrained(name).get_text_config()
         half = native and config.dtype in (torch.bfloat16, torch.float16)  # as published
         capped = getattr(config, "attn_logit_softcapping", None)  # in eager attention alone
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=cfg.dtype if cfg.dtype != "auto" else "bfloat16" if half else "float32",
-            attn_implementation="eager" if capped else None, output_loading_info=True)
+            name, output_loading_info=True, attn_implementation="eager" if capped else None,
+            dtype=cfg.dtype if cfg.dtype != "auto" else "bfloat16" if half else "float32")
+        missing = sorted(report["missing_keys"])
+        check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
+        kinds = {*(getattr(config, "layer_types", None) or ())}
+        kinds -= {"full_attention", "sliding_attention"}
+        check(not kinds and not model._is_stateful, "answers cannot be read side by side in "
+              f"layers with {', '.join(kinds) or 'a recurrent state'}")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
-    except Exception as e:  # a folder can be broken in more ways than transformers has errors
-        raise UserError(f"{about} --device {cfg.device}: cannot be loaded: {str(e) or type(e)}")
-    missing, plain = sorted(report["missing_keys"]), {"full_attention", "sliding_attention"}
-    check(not missing, f"{about}: its files lack {len(missing)} weights, {missing[:1]}")
-    other = {*(getattr(config, "layer_types", None) or ())} - plain
-    check(not other and not model._is_stateful, f"{about}: has layers that are not attention "
-          f"({', '.join(other) or 'they keep a state'}) and cannot read answers side by side")
-    model.eos = end_tokens(model, tokenizer)
+        model.eos = end_tokens(model, tokenizer)
     return model, tokenizer
 
 @torch.no_grad()
@@ -765,37 +782,39 @@ def check_reading(model, prompts, cfg):
     prompt, side by side and cached, must give what the model's own forward gives each alone."""
     prompts = sorted((list(ids) for both in prompts for ids in both), key=len)
     prompts = [prompts[0], prompts[-1]]
-    try:
+    with at(f"--model {cfg.model} does not fit opct.py's masks and cache"):
         greedy = sample(model, prompts, 1, cfg.max_new_tokens, 0.0, set())
         answers = [[y, y[::-1]] for (y,) in greedy]
         tree = read(model, pack(prompts, answers))  # (N, V)
-        alone = [model(input_ids=torch.tensor([p + y], device=model.device)).logits[0, len(p) - 1:-1]
-                 for p, ys in zip(prompts, answers) for y in ys]  # (R, V) each
+        alone = []  # (R, V) each
+        for p, y in [(p, y) for p, ys in zip(prompts, answers) for y in ys]:
+            ids = torch.tensor([p + y], device=model.device)  # (1, P + R)
+            alone.append(model(input_ids=ids).logits[0, len(p) - 1:-1])
         kl = token_kl(torch.cat(alone), tree).max().item()
-        gaps = [x.max(-1)[0] - x[range(len(y)), y] for x, (y,) in zip(alone[::2], greedy)]  # (R,)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise UserError(f"--model {cfg.model}: does not run with opct.py's masks and cache: {e}")
-    gap = torch.cat(gaps).max().item()  # of what the cache took for the likeliest token
-    bounds = (1e-5, 1e-2) if model.dtype == torch.float32 else (0.05, 0.5)
-    check(kl < bounds[0] and gap < bounds[1], f"--model {cfg.model}: reads answers side by side, or "
-          f"from a cache, other than alone (by {kl:.2g} nats, {gap:.2g} in a logit)")
+        gap = max((x.max(-1)[0] - x[range(len(y)), y]).max().item()  # of the greedy tokens
+                  for x, (y,) in zip(alone[::2], greedy))
+        bounds = (1e-5, 1e-2) if model.dtype == torch.float32 else (0.05, 0.5)
+        check(kl < bounds[0] and gap < bounds[1], "they differ from the model's own forward "
+              f"by {kl:.2g} nats, {gap:.2g} in a logit")
 
 def prepare(cfg):
-    """Load and check all that a run needs, before anything is computed. -> model, tokenizer,
+    """Load and check all that a run needs before anything is computed. -> model, tokenizer,
     training pairs, their prompts [(wrapped ids, clean ids)], held-out pairs."""
     out = Path(cfg.out)
-    check(cfg.resume or not (out / "log.jsonl").exists(),
-          f"--out {out}: holds a run; --resume {out} continues it, another --out keeps both")
-    check(cfg.resume or not out.exists() or out.is_dir() and not any(out.iterdir()),
-          f"--out {out}: is not empty and holds no run; name another folder")
+    with at(f"--out {out}"):
+        check(cfg.resume or not (out / "log.jsonl").exists(),
+              f"holds a run; --resume {out} continues it, another --out keeps both")
+        check(cfg.resume or not out.exists() or not any(out.iterdir()),
+              "is not empty and holds no run; name another folder")
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in ("unseen", "seen", "control") for p in load_pairs(cfg, split)]
-    questions, count = {p.example["id"] for p in pairs}, Counter(f for p in pairs for f in p.example)
-    check(len(questions) >= cfg.prompts, f"--prompts {cfg.prompts}: a step needs that many different "
-          f"questions, and there are {len(questions)} to train on")
-    check(any(p.wrapped != p.clean for p in pairs), "wrapped and clean are the same in every pair")
-    say(f"{len(pairs)} pairs of {len(questions)} questions to train on, {len(held_out)} held out; "
-        + ", ".join(f"{f} in {count[f]}" for f in FIELDS[cfg.task]))
+    questions = {p.example["id"] for p in pairs}
+    count = Counter(f for p in pairs for f in p.example)
+    check(len(questions) >= cfg.prompts, f"--prompts {cfg.prompts}: the questions of a step all "
+          f"differ, and there are {len(questions)} to train on")
+    check(any(p.wrapped != p.clean for p in pairs), "wrapped and clean are alike in every pair")
+    say(f"{len(pairs)} pairs of {len(questions)} questions to train on, {len(held_out)} held "
+        "out; " + ", ".join(f"{f} in {count[f]}" for f in FIELDS[cfg.task]))
     model, tokenizer = load_model(cfg)
     prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
     check_reading(model, prompts, cfg)
@@ -813,61 +832,60 @@ def write(path, data):
 
 def read_checkpoint(out):
     """-> what checkpoint.pt holds; of a run stopped before its first one, the config alone."""
-    try:
-        if (out / "checkpoint.pt").exists():
-            return torch.load(out / "checkpoint.pt", weights_only=True)
-        return json.loads((out / "log.jsonl").read_text("utf-8").split("\n")[0])
-    except Exception as e:  # a damaged file can fail in any way
-        raise UserError(f"--resume {out}: holds no run that can be continued: {e}")
+    with at(f"--resume {out}: no run that can be continued"):
+        if (Path(out) / "checkpoint.pt").exists():
+            return torch.load(Path(out) / "checkpoint.pt", weights_only=True)
+        return json.loads((Path(out) / "log.jsonl").read_text("utf-8").split("\n")[0])
 
 class Run:
-    """A run's folder: log.jsonl, checkpoint.pt, the adapter, results. The first process writes."""
+    """A run's folder: log.jsonl, checkpoint.pt, the adapter, results. Rank 0 writes."""
 
     def __init__(self, cfg, model, optimizer, prompts):
         self.cfg, self.model, self.optimizer, self.out = cfg, model, optimizer, Path(cfg.out)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.done, self.saved, self.whole, self.log, self.began = 0, 0, True, [], time.time()
         base = hashlib.sha256()
         for p in model.parameters():
-            base.update(b"" if p.requires_grad else p.cpu().flatten().view(torch.uint8).numpy())
-        self.origin = {"base weights": base.hexdigest(), "number of processes": WORLD,
-                       "training data": hashlib.sha256(repr(prompts).encode()).hexdigest()}
-        state = read_checkpoint(self.out) if cfg.resume else {}
-        if "step" in state:
+            if not p.requires_grad:
+                base.update(p.cpu().flatten().view(torch.uint8).numpy())
+        data = hashlib.sha256(repr(prompts).encode())
+        self.origin = {"base weights": base.hexdigest(), "training data": data.hexdigest(),
+                       "number of processes": WORLD}
+        state = read_checkpoint(cfg.out) if cfg.resume else {}
+        self.done = self.saved = state.get("step", 0)
+        if self.done:
             for what, mine in self.origin.items():
-                check(state[what] == mine, f"--resume {self.out}: other {what} than it began with")
+                check(state[what] == mine, f"--resume {cfg.out}: not the {what} it began with")
             for name, p in self.trained.items():
                 p.data.copy_(state["adapter"][name])
             optimizer.load_state_dict(state["adam"])
-            self.done = self.saved = state["step"]
+        self.log, self.whole, self.began, self.clock = [], True, time.time(), time.time()
         if RANK == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            try:  # "x": of two runs that begin here at once, one is refused
-                self.file = open(self.out / "log.jsonl", "w" if cfg.resume else "x", buffering=1)
-            except FileExistsError:
-                raise UserError(f"--out {self.out}: another run has just begun there")
+            with at(f"--out {cfg.out}"):  # "x": a second run that begins here is refused
+                self.out.mkdir(parents=True, exist_ok=True)
+                open(self.out / "log.jsonl", "w" if cfg.resume else "x").close()
         self.add({"config": asdict(cfg), "versions": VERSIONS}, *state.get("log", []))
-        self.clock, self.first = time.time(), self.done
 
     def add(self, *lines):
         self.log += lines
         if RANK == 0:
-            self.file.writelines(json.dumps(line) + "\n" for line in lines)
+            with open(self.out / "log.jsonl", "a") as f:
+                f.writelines(json.dumps(line) + "\n" for line in lines)
 
     def check_finite(self, norm):
-        check(torch.isfinite(norm), f"step {self.done + 1}: the gradient is NaN or infinite: lower --lr")
+        check(norm.isfinite(), f"step {self.done + 1}: a NaN or infinite gradient; lower --lr")
         self.whole = False  # until step_done(): the weights are between two steps
 
     def step_done(self, loss, answers, norm):
-        """Count, log and maybe save a step. loss: this process's share of it, nats per token."""
+        """Count, log and maybe save a step. loss: this process's part of it, nats per token."""
         self.done, self.whole = self.done + 1, True
         flat = [y for group in answers for y in group]
         cut = sum(y[-1] not in self.model.eos for y in flat)
         loss, tokens, n, cut = total(loss, sum(map(len, flat)), len(flat), cut)
         seconds, self.clock = time.time() - self.clock, time.time()
         self.add({"step": self.done, "loss": loss, "tokens": tokens, "truncated": cut / n,
-                  "grad_norm": norm.item(), "seconds": seconds, "tokens_per_second": tokens / seconds})
+                  "grad_norm": norm.item(), "seconds": seconds})
         say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {cut / n:.0%} cut, "
+            f"{tokens / seconds:.0f} tokens/s, "
             f"{seconds * (self.cfg.steps - self.done):.0f} s left")
         if self.done % self.cfg.save_every == 0:
             self.save()
@@ -876,16 +894,18 @@ class Run:
         """checkpoint.pt, and the adapter in PEFT's format."""
         if not self.whole or self.saved == self.done:
             return
-        adapter, buffer = {n: p.detach().cpu().clone() for n, p in self.trained.items()}, io.BytesIO()
+        adapter = {n: p.detach().cpu().clone() for n, p in self.trained.items()}
+        buffer = io.BytesIO()
         torch.save({"step": self.done, "config": asdict(self.cfg), "log": self.log[1:],
-                    "adapter": adapter, "adam": self.optimizer.state_dict(), **self.origin}, buffer)
+                    "adapter": adapter, "adam": self.optimizer.state_dict(),
+                    **self.origin}, buffer)
         write(self.out / "checkpoint.pt", buffer.getvalue())
         write(self.out / "adapter_model.safetensors", safetensors.torch.save({
             f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in adapter.items()}))
         write(self.out / "adapter_config.json", {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.cfg.lora_rank,
-            "lora_alpha": self.cfg.lora_alpha, "lora_dropout": 0.0, "bias": "none",
-            "target_modules": sorted({n[:-2] for n in adapter}), "inference_mode": True,
+            "lora_alpha": self.cfg.lora_alpha, "inference_mode": True,
+            "target_modules": sorted({n[:-2] for n in adapter}),
             "base_model_name_or_path": self.model.name_or_path})
         self.saved = self.done
 
@@ -893,88 +913,75 @@ class Run:
         """Save what there is, whatever ended the loop."""
         self.save()
         if self.done < self.cfg.steps:
-            say(f"stopped after step {self.done} of {self.cfg.steps}; --resume {self.out} continues")
+            say(f"stopped after step {self.done} of {self.cfg.steps}; "
+                f"--resume {self.out} continues")
 
     def results(self, pairs, before, after):
-        """Write what was measured, and print what came of the run. -> what results.json holds."""
-        answers = [{**p.example, "split": p.split, "wrapper": p.wrapper, "clean_prompt": p.clean,
-                    "wrapped_prompt": p.wrapped, "before": b, "after": a}
+        """Write what was measured, print what came of the run. -> what results.json holds."""
+        answers = [{**p.example, "split": p.split, "wrapper": p.wrapper,
+                    "clean_prompt": p.clean, "wrapped_prompt": p.wrapped, "before": b, "after": a}
                    for p, b, a in zip(pairs, before.pop("answers"), after.pop("answers"))]
-        results = {"config": asdict(self.cfg), "versions": VERSIONS, "hardware": {
-            "cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "dtype": str(self.model.dtype), "processes": WORLD},
-            "seconds": time.time() - self.began, "before": before, "after": after}
-        results["summary"] = summary(results, self.log[1:])
-        write(self.out / "answers.jsonl", "".join(json.dumps(a) + "\n" for a in answers).encode())
+        gpu = torch.cuda.get_device_name() if self.model.device.type == "cuda" else None
+        hardware = {"cpu": platform.machine(), "gpu": gpu, "threads": torch.get_num_threads(),
+                    "processes": WORLD, "dtype": str(self.model.dtype)}
+        results = {"config": asdict(self.cfg), "versions": VERSIONS, "hardware": hardware,
+                   "seconds": time.time() - self.began, "before": before, "after": after,
+                   "summary": summary(self.cfg, self.log[1:], before, after)}
+        write(self.out / "answers.jsonl", "".join(
+            json.dumps(a) + "\n" for a in answers).encode())
         write(self.out / "results.json", results)
         if (DATA / "answers.html").exists():
-            page = {"results": results, "answers": answers, "log": self.log[1:]}
-            page = json.dumps(page).replace("<", "\\u003c")  # no text can end the script
+            page = json.dumps({"results": results, "answers": answers, "log": self.log[1:]})
+            page = page.replace("<", "\\u003c")  # which could end the page's script
             template = (DATA / "answers.html").read_text("utf-8")
             write(self.out / "answers.html", template.replace("{{DATA}}", page).encode())
         if RANK == 0:
             print("\n".join(results["summary"]))
         return results
 
-def summary(results, log):
-    """The lines printed at the end: what came of it, what is doubtful, a short table."""
-    before, after = results["before"]["unseen"], results["after"]["unseen"]
-    names = {"follow_wrapped": ("follow_clean", "follows the suggestion"),
+HEADLINES = {"follow_wrapped": ("follow_clean", "follows the suggestion"),
              "defended": ("defended_clean", "declines the wrapped harmful request"),
              "warned": ("warned_hinted", "warns of the danger"),
              "consistency": ("consistency", "gives both prompts the same answer")}
-    name = next(n for n in names if n in before)
-    clean, what = before[names[name][0]]["value"], names[name][1]
-    b, a = before[name], after[name]
-    lines = [f"{what} {b['value']:.0%} -> {a['value']:.0%} (n = {b['n']})"]
-    if name != "consistency" and b["low"] <= clean <= b["high"]:
-        lines.append(f"NOTE: to the clean prompt it did so, too ({clean:.0%}): little can be taught")
-    if "drift" in results["after"]:
-        was, now, drift = (results[w][k] for w, k in (
-            ("before", "capability"), ("after", "capability"), ("after", "drift")))
-        lines[0] += (f"; capability {was['value']:.0%} -> {now['value']:.0%}; drift "
-                     f"{drift['value']:.2g} nats per token")
-        if now["high"] < was["value"] or drift["low"] > before["kl"]["value"]:
-            lines.append("NOTE: capability fell, or the model drifted further than the bait moves it")
-    lines[0] += f"; adapter: {results['config']['out']}"
+
+def summary(cfg, log, before, after):
+    """The lines printed at the end: what came of it, what is doubtful, a short table."""
+    was, now, drift = before["unseen"], after["unseen"], after.get("drift")
+    name = next(n for n in HEADLINES if n in was)
+    b, a, plainly = was[name], now[name], was[HEADLINES[name][0]]["value"]
+    lines = [f"{HEADLINES[name][1]} {b['value']:.0%} -> {a['value']:.0%} (n = {b['n']})"]
+    if name != "consistency" and b["low"] <= plainly <= b["high"]:
+        lines.append(f"NOTE: without the bait, too, {plainly:.0%}: there is little to teach")
+    if drift:
+        c, d = before["capability"], after["capability"]
+        lines[0] += (f"; capability {c['value']:.0%} -> {d['value']:.0%}; "
+                     f"drift {drift['value']:.2g} nats per token")
+        if d["high"] < c["value"] or drift["low"] > was["kl"]["value"]:
+            lines.append("NOTE: capability fell, or the drift is more than the bait's own KL")
     if sum(line["truncated"] for line in log[-20:]) > 0.5 * len(log[-20:]):
         lines.append("NOTE: most sampled answers were cut; raise --max-new-tokens")
-    return lines + [
-        f"{k:24}{before[k]['value']:8.3f}{m['value']:8.3f}   {m['low']:.3f} to {m['high']:.3f}{m['n']:7}"
-        for k, m in after.items()]
+    lines[0] += f"; adapter: {cfg.out}"
+    return lines + [f"{k:20}{was[k]['value']:8.3f}{m['value']:8.3f}   {m['low']:.3f} to "
+                    f"{m['high']:.3f}{m['n']:7}" for k, m in now.items()]
 
 
 # 10. Command line and processes
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
 # what may be given beside --resume, since it does not change what is computed
-FREE = {"resume", "steps", "save_every", "eval_questions", "device", "token_budget", "model", "data"}
-SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-
-MAY_BE_0 = {"steps", "max_new_tokens", "eval_questions", "seed", "target_temperature"}
-
-class UserError(Exception):
-    """An error the user can fix: printed as one line, exit code 2."""
-
-def check(holds, message):
-    if not holds:
-        raise UserError(message)
+FREE = {"resume", "steps", "save_every", "eval_questions", "device", "token_budget", "model",
+        "data"}
+SIGNALS = [s for s in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, s)]
 
 def say(text):
-    """A line on stderr, without control characters. A reader that is gone (| head) costs no step."""
-    with contextlib.suppress(OSError, ValueError):
-        print("".join(c if c.isprintable() else " " for c in text), file=sys.stderr, flush=True)
-
-def progress(text, done, of, began, shown=[0.0]):
-    """Say how far it is and how long it will take, every few seconds at most."""
-    now = time.time()
-    if RANK == 0 and (now > shown[0] + 2 or done == of):
-        shown[0] = now
-        say(f"{text} {done} of {of}, {(now - began) / done * (of - done):.0f} s left")
+    """A line on stderr without control characters. A reader that is gone costs no step."""
+    if RANK == 0 or text.startswith("error"):
+        text = "".join(c if c.isprintable() else " " for c in text)
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 def total(*numbers):
-    """Each number summed over the processes, a list."""
+    """Each number summed over the processes."""
     numbers = torch.tensor(numbers, dtype=torch.float64)
     if WORLD > 1:
         dist.all_reduce(numbers)
@@ -988,13 +995,14 @@ def sum_gradients(params):
 
 def check_config(cfg):
     """Refuse what no run can have, on the command line and in a notebook alike."""
+    zero = ("steps", "max_new_tokens", "eval_questions", "seed", "target_temperature")
     for f in fields(cfg):
-        flag, value, choices = "--" + f.name.replace("_", "-"), getattr(cfg, f.name), get_args(f.type)
-        number = f.type in (int, float) and type(value) in (int, f.type)
-        right = value in choices if choices else number or type(value) is f.type
-        expected = " or ".join(choices) or f.type.__name__
-        check(right, f"{flag} {value!r}: expected {expected}")
-        least = 0 if f.name in MAY_BE_0 else 1e-12
+        flag, value = "--" + f.name.replace("_", "-"), getattr(cfg, f.name)
+        choices, number = get_args(f.type), f.type in (int, float)
+        right = value in choices if choices else type(value) is f.type or (
+            f.type is float and type(value) is int)
+        check(right, f"{flag} {value!r}: expected {' or '.join(choices) or f.type.__name__}")
+        least = 0 if f.name in zero else 1e-12
         check(not number or least <= value < 2**31, f"{flag} {value}: out of range")
     check(cfg.prompts >= WORLD, f"--prompts {cfg.prompts}: {WORLD} processes need one each")
 
@@ -1003,22 +1011,24 @@ def parse_config(argv=None, Config=Config):
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.error = lambda message: check(False, f"{message}; --help lists the flags")
     source = "".join(inspect.getsource(c) for c in Config.__mro__[-2::-1])
-    notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", re.sub(r"\n +# ", " ", source), re.M))
+    source = re.sub(r"\n +# ", " ", source)  # a comment may continue on the next line
+    notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
     for f in fields(Config):
         kind = {"choices": get_args(f.type)} if get_args(f.type) else {"type": f.type}
         note = f"{notes[f.name]} [{f.default}]".replace("%", "%%")
         parser.add_argument("--" + f.name.replace("_", "-"), help=note, **kind)
     given = vars(parser.parse_args(argv))
-    if "resume" not in given:
-        return Config(**given)
-    fixed = sorted(given.keys() - FREE)
-    check(not fixed, f"--resume: a resumed run keeps its settings; not possible beside it: {fixed}")
-    saved = read_checkpoint(Path(given["resume"]))["config"]
-    check(saved.keys() == {f.name for f in fields(Config)}, "--resume: a run of another script")
-    return Config(**{**saved, **given, "out": given["resume"]})
+    if "resume" in given:
+        fixed = ", ".join(sorted(given.keys() - FREE))
+        check(not fixed, f"--resume keeps the settings of the run; leave out {fixed}")
+        saved = read_checkpoint(given["resume"])["config"]
+        check(saved.keys() == {f.name for f in fields(Config)},
+              f"--resume {given['resume']}: a run of the other script or of another version")
+        given = {**saved, **given, "out": given["resume"]}
+    return Config(**given)
 
 def stop(*_):
-    """Of the signals that end a run the first is obeyed, while the steps done are being saved."""
+    """Of the signals that end a run the first is obeyed, while the steps done are saved."""
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -1028,11 +1038,10 @@ def main(argv=None, train=train, Config=Config):
     try:
         for name in SIGNALS:
             signal.signal(getattr(signal, name), stop)
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.reconfigure(errors="replace")  # a terminal may not know every character
         if WORLD > 1:
             dist.init_process_group()
-            torch.cuda.is_available() and torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         train(parse_config(argv, Config))
         return 0
     except UserError as e:
@@ -1044,7 +1053,7 @@ def main(argv=None, train=train, Config=Config):
     except (MemoryError, RuntimeError) as e:
         if not re.search("memory|allocate|gloo|nccl|peer|^$", str(e), re.I):
             raise
-        message = f"out of memory, or another process is gone ({e}); lower --token-budget, --prompts"
+        message = f"out of memory, or another process is gone: lower --token-budget ({e})"
     say(f"error: {message}")
     return 2
 
