@@ -142,7 +142,7 @@ def safety_pairs(row, wrappers, split):
         danger = n < len(row["prompts"])
         example = {**row, "id": f"{row['id']}-{n}", "group": row["id"], "danger": danger}
         clean = chat(prompt, system=row["fact"] if danger else "")
-        yield Pair(chat(prompt), clean, example, "no hint", split)
+        yield Pair(chat(prompt), clean, example, wrappers[0]["id"], split)
 
 
 # 3. Two policies in one set of weights: the adapter, and the switch that turns it off
@@ -679,23 +679,19 @@ def load_pairs(cfg, split):
     if cfg.data:
         pairs = [p for p in own_pairs(cfg) if p.split == split]
     else:
-        make, splits = {
-            "sycophancy": (sycophancy_pairs, ("train", "unseen", "seen", "control")),
-            "jailbreak": (jailbreak_pairs, ("train", "unseen", "seen")),
-            "safety": (safety_pairs, ("train", "unseen"))}[cfg.task]
-        rows = [r for _, r in read_jsonl(DATA / f"{cfg.task}.jsonl") if split in splits]
+        make = {"sycophancy": sycophancy_pairs, "jailbreak": jailbreak_pairs,
+                "safety": safety_pairs}[cfg.task]
+        rows, wrappers = ([row for _, row in read_jsonl(DATA / f"{cfg.task}{name}.jsonl")]
+                          for name in ("", "_wrappers"))
         rows = [r for r in rows if (r["split"] == "train") == (split == "train")]
-        wrappers = [{"split": split}] if cfg.task == "safety" else [
-            w for _, w in read_jsonl(DATA / f"{cfg.task}_wrappers.jsonl")]
         known = split in ("train", "seen")
-        wrappers = [w for w in wrappers if (w["split"] == "train") == known]
-        pairs = []
+        wrappers, pairs = [w for w in wrappers if (w["split"] == "train") == known], []
         for n, row in enumerate(rows):  # a question that is held out is tried in one wording
-            one = wrappers[n % len(wrappers)]
-            pairs += make(row, wrappers if split == "train" else [one], split)
+            some = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
+            pairs += make(row, some, split)
     there = sorted({p.example.get("category", "none") for p in pairs})
     pairs = [p for p in pairs if cfg.category in ("", p.example.get("category"))]
-    check(pairs or not there, f"--category {cfg.category}: there are {', '.join(there)}")
+    check(pairs, f"--category {cfg.category}: there are {', '.join(there)}")
     groups = list(dict.fromkeys(p.example["group"] for p in pairs))
     if split != "train" and cfg.eval_questions:
         groups = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
@@ -807,7 +803,9 @@ def prepare(cfg):
         check(cfg.resume or not out.exists() or not any(out.iterdir()),
               "is not empty and holds no run; name another folder")
     pairs = load_pairs(cfg, "train")
-    held_out = [p for split in ("unseen", "seen", "control") for p in load_pairs(cfg, split)]
+    splits = {"sycophancy": ("unseen", "seen", "control"), "jailbreak": ("unseen", "seen")}
+    splits = ("unseen",) if cfg.data else splits.get(cfg.task, ("unseen",))
+    held_out = [p for split in splits for p in load_pairs(cfg, split)]
     questions = {p.example["id"] for p in pairs}
     count = Counter(f for p in pairs for f in p.example)
     check(len(questions) >= cfg.prompts, f"--prompts {cfg.prompts}: the questions of a step all "
@@ -961,7 +959,7 @@ def summary(cfg, log, before, after):
     if sum(line["truncated"] for line in log[-20:]) > 0.5 * len(log[-20:]):
         lines.append("NOTE: most sampled answers were cut; raise --max-new-tokens")
     lines[0] += f"; adapter: {cfg.out}"
-    return lines + [f"{k:20}{was[k]['value']:8.3f}{m['value']:8.3f}   {m['low']:.3f} to "
+    return lines + [f"{k:22}{was[k]['value']:8.3f}{m['value']:8.3f}   {m['low']:.3f} to "
                     f"{m['high']:.3f}{m['n']:7}" for k, m in now.items()]
 
 
@@ -1044,18 +1042,10 @@ def main(argv=None, train=train, Config=Config):
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         train(parse_config(argv, Config))
         return 0
-    except UserError as e:
-        message = str(e)
-    except KeyboardInterrupt:
-        message = "interrupted"
-    except OSError as e:
-        message = f"cannot read or write: {e}"
-    except (MemoryError, RuntimeError) as e:
-        if not re.search("memory|allocate|gloo|nccl|peer|^$", str(e), re.I):
-            raise
-        message = f"out of memory, or another process is gone: lower --token-budget ({e})"
-    say(f"error: {message}")
-    return 2
+    except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as e:
+        hint = " (lower --token-budget or --prompts)" if "memory" in str(e) else ""
+        say(f"error: {str(e) or type(e).__name__}{hint}")
+        return 2
 
 if __name__ == "__main__":
     sys.exit(main())
