@@ -1025,11 +1025,11 @@ def parse_config(argv=None, Config=Config):
         given = {**saved, **given, "out": given["resume"]}
     return Config(**given)
 
-def stop(*_):
+def stop(number, frame):
     """Of the signals that end a run the first is obeyed, while the steps done are saved."""
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""

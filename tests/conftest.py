@@ -18,28 +18,44 @@ import opct  # noqa: E402
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
              num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
              eos_token_id=2, bos_token_id=1, pad_token_id=0)
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 KINDS = {
     "rotary": lambda: transformers.LlamaConfig(**SIZES),
     "absolute": lambda: transformers.GPT2Config(
         vocab_size=97, n_positions=128, n_embd=32, n_layer=3, n_head=4, eos_token_id=2,
         bos_token_id=1, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
     "sliding": lambda: transformers.Qwen3Config(
-        **SIZES, head_dim=8, use_sliding_window=True, sliding_window=5,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+        **SIZES, head_dim=8, use_sliding_window=True, sliding_window=5, layer_types=MIXED),
     "window": lambda: transformers.MistralConfig(**SIZES, sliding_window=5),
     "capped": lambda: transformers.Gemma2Config(
         **SIZES, head_dim=8, sliding_window=5, final_logit_softcapping=3.0,
         attn_logit_softcapping=5.0, attn_implementation="eager"),
     "scaled": lambda: transformers.GraniteConfig(**SIZES, logits_scaling=4.0),
+    "nested": lambda: transformers.Gemma3Config(  # its window stands in text_config
+        text_config={**SIZES, "head_dim": 8, "sliding_window": 5, "layer_types": MIXED},
+        vision_config=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                           num_attention_heads=2, image_size=28, patch_size=14),
+        mm_tokens_per_image=4, image_token_index=96, boi_token_index=95,
+        eoi_token_index=94),
 }
 
 
-def make_model(kind, seed=0):
+def make_model(config, seed=0):
+    """A random model of a config, or of one of the KINDS."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(KINDS[kind]()).eval()
-    for p in model.parameters():  # the usual initialisation is so small that all logits are alike
+    config = KINDS[config]() if isinstance(config, str) else config
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for p in model.parameters():  # as they begin, they are so small that all logits are alike
         p.data.mul_(4 if p.dim() > 1 else 1)
     return model.requires_grad_(False)
+
+
+def add_adapter(model):
+    """An adapter that does something. -> its parameters"""
+    params, rng = opct.add_lora(model, 4, 8), torch.Generator().manual_seed(1)
+    for p in params:
+        p.data = torch.randn(p.shape, generator=rng) * 0.2
+    return params
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -56,11 +72,7 @@ def llama():
 def adapted():
     """A model with an adapter that does something, and its trainable parameters."""
     model = make_model("rotary")
-    params = opct.add_lora(model, 4, 8)
-    generator = torch.Generator().manual_seed(1)
-    for p in params:
-        p.data = torch.randn(p.shape, generator=generator) * 0.2
-    return model, params
+    return model, add_adapter(model)
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +81,13 @@ def tiny():
 
 
 def prompt_of(length, seed):
-    return torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 90, (length,), generator=generator).tolist()
 
 
 def logits_alone(model, prompt, answer):
     """The slow way: one prompt, one answer, no cache, the model's own forward. -> (R, V)"""
-    ids = torch.tensor([prompt + answer])  # (1, P + R)
+    ids = torch.tensor([list(prompt) + answer])  # (1, P + R)
     return model(input_ids=ids).logits[0, len(prompt) - 1:-1]
 
 
@@ -89,26 +102,32 @@ def greedy_alone(model, prompt, length, eos):
 
 
 class Scripted(torch.nn.Module):
-    """A 'model' that says script[first token of the prompt][position], to stage answers that end at
-    different times. Keys hold the token ids, so that a row mixed up with another shows."""
+    """A "model" that says script[first token of the prompt][n] as its n-th token, to stage
+    answers that end at different times. Keys hold the token ids, so that mixed-up rows show."""
 
     def __init__(self, script, prompt_length, vocab=16):
         super().__init__()
-        self.script, self.start, self.vocab, self.rows_run = script, prompt_length, vocab, []
-        self.config = SimpleNamespace(num_attention_heads=1)
+        self.script, self.start, self.vocab = script, prompt_length, vocab
+        self.rows_run = []  # how many rows each call had
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
         self.dtype, self.device = torch.float32, torch.device("cpu")
 
-    def base_model(self, input_ids, position_ids, attention_mask, past_key_values, use_cache):
+    def forward(self, input_ids, position_ids, attention_mask, logits_to_keep, use_cache,
+                past_key_values):
         keys = input_ids[:, None, :, None].float()  # (rows, 1, Q, 1)
         keys = past_key_values.update(keys, keys, 0)[0]  # (rows, 1, T, 1)
         self.rows_run.append(len(input_ids))
-        hidden = torch.zeros(*input_ids.shape, self.vocab)
+        logits = torch.zeros(*input_ids.shape, self.vocab)  # (rows, Q, V)
         for row, first in enumerate(keys[:, 0, 0, 0].long().tolist()):
             for q, at in enumerate(position_ids.expand(input_ids.shape)[row].tolist()):
                 step = at - self.start + 1
                 if 0 <= step < len(self.script[first]):
-                    hidden[row, q, self.script[first][step]] = 9
-        return SimpleNamespace(last_hidden_state=hidden)
+                    logits[row, q, self.script[first][step]] = 9
+        return SimpleNamespace(logits=logits[:, logits_to_keep])
 
-    def get_output_embeddings(self):
-        return lambda hidden: hidden
+
+class NewScripted(Scripted):
+    """The same with the name that transformers 5.24 gives to the cache."""
+
+    def forward(self, cache, **inputs):
+        return super().forward(past_key_values=cache, **inputs)

@@ -1,173 +1,196 @@
-"""Section 9: bad input gets one line that says what is wrong and where, and exit code 2."""
+"""Sections 1, 9 and 10: what cannot be right is refused in one line, with exit code 2."""
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch as st
 import torch
+import transformers
 from conftest import ROOT
 
 import opct
 import train_sft
 
+SHORT = ("--category capitals --eval-questions 4 --prompts 2 --samples 2 --max-new-tokens 6 "
+         "--device cpu").split()
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory):
-    """Folders and files with something wrong in each."""
-    at = tmp_path_factory.mktemp("broken")
-    (at / "empty_model").mkdir()
-    for name, left_out in (("no_tokenizer", "token*"), ("no_template", "chat*"),
-                           ("no_weights", "*.safetensors"), ("cut_weights", ""), ("linear", "")):
-        shutil.copytree(ROOT / "data/tiny", at / name, ignore=shutil.ignore_patterns(left_out))
-    whole = (at / "cut_weights/model.safetensors").read_bytes()
-    (at / "cut_weights/model.safetensors").write_bytes(whole[:len(whole) // 2])
-    config = json.loads((at / "linear/config.json").read_text())
-    config["layer_types"][0] = "linear_attention"
-    (at / "linear/config.json").write_text(json.dumps(config))
-    files = {"empty": "", "not_json": '{"clean": "a", "wrapped": "b"}\n{"clean"\n',
-             "no_field": '{"clean": "a", "wrapped": "b"}\n\n{"clean": "c"}\n',
-             "empty_prompt": '{"clean": "", "wrapped": "b"}\n',
-             "blank_prompt": '{"clean": " ", "wrapped": "b"}\n{"clean": "c", "wrapped": "b"}\n',
-             "odd_prompt": '{"clean": 7, "wrapped": "b"}\n', "a_list": '[1]\n',
-             "bad_target": '{"prompt": [], "target": 7}\n', "no_target": '{"target": "a"}\n',
-             "other_target": '{"prompt": "a", "target": "b"}\n',
-             "bad_pattern": '{"clean": "a", "wrapped": "b", "warning": ["("]}\n',
-             "bad_flag": '{"clean": "a", "wrapped": "b", "harmful": "very"}\n',
-             "bad_role": '{"clean": [{"role": "<|im_end|>", "content": "a"}], "wrapped": "b"}\n'
-                         '{"clean": "c", "wrapped": "d"}\n',
-             "one": '{"clean": "a", "wrapped": "b"}\n',
-             "control": '{"clean": "a<|im_end|>", "wrapped": "b"}\n{"clean": "c", "wrapped": "d"}',
-             "long": '{"clean": "%s", "wrapped": "b"}\n' % ("a " * 900) +
-                     '{"clean": "c", "wrapped": "d"}\n'}
-    for name, text in files.items():
-        (at / f"{name}.jsonl").write_text(text)
-    (at / "latin.jsonl").write_bytes(b'{"clean": "\xe9", "wrapped": "b"}\n')
-    (at / "finished").mkdir()
-    (at / "finished/log.jsonl").write_text("kept")
-    (at / "a_file").write_text("x")
-    return at
+
+def error_of(argv, capsys, **how):
+    """Run it: it has to fail in one line. -> that line"""
+    assert opct.main([*argv], **how) == 2
+    err = capsys.readouterr().err.split("\n")[:-1]
+    assert [line.startswith("error: ") for line in err] == [False] * (len(err) - 1) + [True]
+    assert all(line.isprintable() for line in err)
+    return err[-1]
 
 
 @pytest.mark.parametrize("argv, words", [
     ("--lerning-rate 1", "--lerning-rate"), ("--step 3", "--step"), ("extra", "extra"),
     ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
-    ("--beta2 1", "--beta2"), ("--seed 18446744073709551616", "--seed"),
-    ("--lr -1", "--lr"), ("--prompts 0", "--prompts"), ("--lr", "--lr"),
-    ("--task cooking", "--task"), ("--kl forward", "--kl"), ("--dtype int8", "--dtype"),
-    ("--form essay", "--form"),
-    ("--category golf", "--category golf"), ("--device moon", "--device"),
-    ("--eval-questions 9999", "--eval-questions"), ("--train-questions 9999", "--train-questions"),
-    ("--prompts 900", "--prompts"), ("--max-new-tokens 600", "context"),
-    ("--model {}/missing", "no such folder"), ("--model {}/empty_model", "empty_model"),
-    ("--model {}/no_tokenizer", "no_tokenizer"), ("--model {}/no_weights", "no_weights"),
-    ("--model {}/cut_weights", "cut_weights"), ("--model {}/no_template", "chat template"),
-    ("--model {}/linear", "linear_attention"), ("--model {}/a_file", "a_file"),
-    ("--data {}/missing.jsonl", "missing.jsonl"), ("--data {}/empty.jsonl", "no rows"),
-    ("--data {}/not_json.jsonl", "not_json.jsonl, line 2"),
-    ("--data {}/no_field.jsonl", "line 3: field 'wrapped'"),
-    ("--data {}/empty_prompt.jsonl", "line 1: field 'clean'"),
-    ("--data {}/blank_prompt.jsonl", "line 1: 'clean'"),
-    ("--data {}/odd_prompt.jsonl", "line 1: 'clean'"),
-    ("--data {}/a_list.jsonl", "row 1"), ("--data {}/one.jsonl", "2 different"),
-    ("--data {}/latin.jsonl", "UTF-8"),
-    ("--data {}/bad_role.jsonl --prompts 1 --eval-questions 1", "line 1: 'clean': a role is none"),
-    ("--data {}/control.jsonl --prompts 1 --eval-questions 1", "<|im_end|>"),
-    ("--data {}/long.jsonl --prompts 1 --eval-questions 1", "context of"),
-    ("--task safety --data {}/one.jsonl", "line 1: field 'warning'"),
-    ("--task safety --data {}/bad_pattern.jsonl", "line 1: 'warning'"),
-    ("--task jailbreak --data {}/bad_flag.jsonl", "line 1: 'harmful'"),
-    ("--judge nowhere:judge", "--judge nowhere:judge"), ("--judge json", "--judge json"),
-    ("--task jailbreak --judge json:dumps --eval-questions 2", "--judge json:dumps: failed"),
-    ("--task jailbreak --judge operator:concat --eval-questions 2", "failed at item"),
-    ("--task jailbreak --judge data.judges:says --eval-questions 2", "failed at item"),
-    ("--hint loud", "--hint"), ("--task safety --category golf", "--category golf"),
-    ("--out {}/finished", "--overwrite"), ("--out {}/finished --resume", "no checkpoint"),
-    ("--out {}/a_file/run", "not a folder")])
-def test_bad_input_is_one_line_and_exit_code_2(argv, words, broken, tmp_path, capsys, monkeypatch):
+    ("--lr", "--lr"), ("--lr 0", "--lr"), ("--prompts 0", "--prompts"),
+    ("--samples 0", "--samples"), ("--grad-clip 0", "--grad-clip"), ("--seed -1", "--seed"),
+    ("--seed 18446744073709551616", "--seed"), ("--task cooking", "--task"),
+    ("--kl forward", "--kl"), ("--device moon", "--device"), ("--thinking loud", "--thinking"),
+    ("--category golf", "--category golf"), ("--prompts 900", "394"),
+    ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing"),
+    ("--target-temperature 1", "--target-temperature")])
+def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch,
+                                                      tmp_path):
     monkeypatch.chdir(tmp_path)
-    argv = argv.format(broken) + ("" if "--out" in argv else f" --out {tmp_path}/out")
-    argv = argv.split()
-    assert opct.main(argv) == 2
-    out, err = capsys.readouterr()
-    last = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(last) == 1 and words in last[0] and "Traceback" not in err
-    assert not (tmp_path / "out").exists()
-    assert (broken / "finished/log.jsonl").read_text() == "kept"
+    monkeypatch.setattr(opct, "load_model", None)
+    assert words in error_of(argv.split(), capsys) and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("argv, words", [
-    ("--targets {}/missing.jsonl", "missing.jsonl"), ("--targets {}/empty.jsonl", "no rows"),
-    ("--targets {}/no_target.jsonl", "line 1: field 'prompt'"),
-    ("--targets {}/other_target.jsonl", "does not fit the data"),
-    ("--target-temperature -1", "--target-temperature"), ("--steps many", "--steps")])
-def test_bad_input_of_the_baseline(argv, words, broken, tmp_path, capsys):
-    argv = argv.format(broken).split() + ["--out", str(tmp_path / "out"), "--train-questions", "32"]
-    assert opct.main(argv, train_sft.train, train_sft.Config) == 2
-    err = capsys.readouterr().err.splitlines()
-    assert err[-1].startswith("error: ") and words in err[-1] and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("settings", [
+    {"task": "foo"}, {"kl": "Exact"}, {"grad_clip": 0.0}, {"lr": -1}, {"lr": "1e-3"},
+    {"lr": float("inf")}, {"steps": 1.5}, {"steps": None}, {"prompts": True},
+    {"dtype": torch.float32}, {"data": None}, {"out": ROOT}, {"thinking": True}])
+def test_a_notebook_gets_the_same_message(settings):
+    flag = "--" + next(iter(settings)).replace("_", "-")
+    for Config in (opct.Config, train_sft.Config):
+        with pytest.raises(opct.UserError, match=flag):
+            Config(**settings)
 
 
-def test_out_of_memory_says_which_flag_to_lower(monkeypatch, capsys):
-    def raises(cfg):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    assert opct.main([], train=raises) == 2 and "--token-budget" in capsys.readouterr().err
-
-
-def test_no_space_is_said_in_one_line(monkeypatch, capsys, tmp_path):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(opct.Checkpoints, "save", full)
-    assert opct.main(["--out", str(tmp_path / "o"), "--steps", "1", "--eval-questions", "4"]) == 2
-    assert "No space left" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_help_names_every_field(capsys):
+def test_help_names_every_flag_and_flags_reach_the_config(capsys):
     with pytest.raises(SystemExit) as e:
         opct.parse_config(["--help"])
     shown = capsys.readouterr().out
     flags = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(opct.Config)]
     assert e.value.code == 0 and all(flag in shown for flag in flags)
+    cfg = opct.parse_config("--lr 2e-5 --kl sampled --task safety --grad-clip 2".split())
+    assert (cfg.lr, cfg.kl, cfg.grad_clip, cfg.max_new_tokens) == (2e-5, "sampled", 2, 48)
+    assert cfg.out == "out/safety" and train_sft.Config().out == "out/sycophancy-sft"
 
 
-def test_flags_reach_the_config():
-    cfg = opct.parse_config("--lr 2e-5 --kl sampled --overwrite --lora-rank 0 --out x".split())
-    assert (cfg.lr, cfg.kl, cfg.overwrite, cfg.lora_rank) == (2e-5, "sampled", True, 0)
+NO_SYSTEM = b"{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+OTHER_END = b"""{"eos_token": "<|endoftext|>", "tokenizer_class": "TokenizersBackend",
+                 "extra_special_tokens": ["<|im_start|>", "<|im_end|>"]}"""
+VARIANTS = {  # what is done to the files of the embedded model
+    "no_tokenizer": {"tokenizer.json": None, "tokenizer_config.json": None},
+    "no_template": {"chat_template.jinja": None}, "no_weights": {"model.safetensors": None},
+    "cut_weights": {"model.safetensors": lambda old: old[:len(old) // 2]},
+    "prefixed": {"model.safetensors": lambda old: st.save(
+        {f"_orig_mod.{k}": w for k, w in st.load(old).items()}, {"format": "pt"})},
+    "adapter": {"adapter_config.json": lambda _: b"{}"},
+    "drops": {"chat_template.jinja": lambda old: NO_SYSTEM + old},
+    "raises": {"chat_template.jinja": lambda old: b"{{ raise_exception('not me') }}"},
+    "new_token": {"tokenizer.json": lambda old: old.replace(b'"id": 2,', b'"id": 5120,')},
+    "other_end": {"tokenizer_config.json": lambda _: OTHER_END, **{
+        f"{name}.json": lambda old: old.replace(b'"eos_token_id": 2', b'"eos_token_id": 0')
+        for name in ("config", "generation_config")}}}
 
 
-def command(*argv):
-    return [sys.executable, str(ROOT / "opct.py"), *argv]
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    at = tmp_path_factory.mktemp("models")
+    for name, changes in VARIANTS.items():
+        shutil.copytree(ROOT / "data/tiny", at / name)
+        for file, change in changes.items():
+            path = at / name / file
+            new = change and change(path.read_bytes() if path.exists() else b"")
+            path.unlink(missing_ok=True) if new is None else path.write_bytes(new)
+    shutil.copytree(at / "no_weights", at / "mamba")
+    mamba = transformers.MambaConfig(vocab_size=5120, hidden_size=16, num_hidden_layers=1)
+    transformers.AutoModelForCausalLM.from_config(mamba).save_pretrained(at / "mamba")
+    (at / "empty").mkdir()
+    (at / "a_file").write_text("x")
+    return at
 
 
-def test_the_main_command_runs_and_prints_one_json_line_last(tmp_path):
-    argv = command("--steps", "2", "--eval-questions", "8", "--prompts", "4")
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("name, words", [
+    ("missing", ""), ("empty", ""), ("a_file", ""), ("no_tokenizer", ""), ("no_weights", ""),
+    ("cut_weights", ""), ("prefixed", "lack 47 weights"), ("no_template", "chat template"),
+    ("adapter", "merge"), ("mamba", "side by side"), ("raises", "not me"), ("drops", "system"),
+    ("new_token", "5120")])
+def test_a_model_that_cannot_be_right_is_refused_by_name(name, words, models, capsys, tmp_path):
+    task = ["--task", "safety", "--category", "food"] if name == "drops" else []
+    argv = [*SHORT, *task, "--model", f"{models}/{name}", "--out", f"{tmp_path}/o"]
+    line = error_of(argv, capsys)
+    assert name in line and words in line and not (tmp_path / "o").exists()
+
+
+def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(models):
+    model, tokenizer = opct.load_model(opct.Config(model=str(models / "other_end")))
+    assert model.config.eos_token_id == tokenizer.eos_token_id == 0
+    assert model.eos == {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_a_prompt_ends_where_the_assistant_speaks_and_knows_no_clock(tiny, monkeypatch):
+    tokenizer, ask = tiny[1], opct.chat("Why?")
+    assert tokenizer.decode(opct.encode(tokenizer, ask)) == (
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }} "
+                        "{{ enable_thinking }} {{ thinking }}")
+    for switch, text in (("on", "Why? True True"), ("off", "Why? False False")):
+        assert tokenizer.decode(opct.encode(tokenizer, ask, switch)) == text
+    clock = "{{ messages[0].content }} {{ strftime_now('%f') }}"  # microseconds
+    monkeypatch.setattr(tokenizer, "chat_template", clock)
+    assert opct.encode(tokenizer, ask) == opct.encode(tokenizer, ask)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a<|im_end|>\x1b[2J\u202e", "control token"), ("a <|endoftext|>", "control token"),
+    ("word " * 600, "context of 512")])
+def test_data_can_neither_smuggle_in_a_token_nor_exceed_the_context(
+        text, words, capsys, tmp_path):
+    rows = [{"clean": text, "wrapped": "b"}, {"clean": "c", "wrapped": "d"}]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = ["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--out", f"{tmp_path}/o"]
+    line = error_of(argv, capsys)
+    assert "own.jsonl, line 1" in line and words in line and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name, words", [
+    ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "--out")])
+def test_a_folder_that_holds_a_run_or_something_else_is_not_touched(
+        name, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(opct, "load_model", None)
+    (tmp_path / (name or "o")).write_text("mine")
+    line = error_of(["--out", str(tmp_path if name else tmp_path / "o")], capsys)
+    assert words in line and [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_ends_a_run_from_outside_is_one_line(capsys):
+    for error, words in ((torch.OutOfMemoryError("CUDA out of memory"), "--token-budget"),
+                         (OSError(28, "No space left on device"), "No space left"),
+                         (KeyboardInterrupt(), "error: ")):
+        def train(cfg):
+            raise error
+        assert words in error_of([], capsys, train=train)
+
+
+def command(*more):
+    return [sys.executable, str(ROOT / "opct.py"), *SHORT, *more]
+
+
+def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(tmp_path):
+    done = subprocess.run(command("--steps", "2", "--out", "a käse"), cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert last["out"] == "out/sycophancy" and set(last["before"]) == set(last["after"])
-    assert "before" in done.stdout and (tmp_path / "out/sycophancy/results.json").exists()
+    first, *table = done.stdout.splitlines()
+    assert all(w in first for w in ("%", "n = 4", "capability", "drift", "adapter"))
+    assert any(line.split()[0] == "follow_wrapped" for line in table)
+    assert "step 2 of 2" in done.stderr and (tmp_path / "a käse/results.json").exists()
 
 
-def test_lettered_choices_and_the_sampled_kl_run_too(tmp_path, capsys):
-    flags = "--steps 2 --eval-questions 4 --prompts 4 --form choices --kl sampled --out".split()
-    assert opct.main([*flags, str(tmp_path / "o")]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["after"]
+def test_a_reader_that_is_gone_costs_no_step(tmp_path):
+    text = " ".join(command("--steps", "6", "--save-every", "4", "--out", "o"))
+    subprocess.run(f"{text} 2>&1 | head -c 300", cwd=tmp_path, shell=True, check=True)
+    assert len((tmp_path / "o/log.jsonl").read_text().splitlines()) == 7
+    assert torch.load(tmp_path / "o/checkpoint.pt")["step"] == 6
+    assert (tmp_path / "o/results.json").exists()
 
 
-def test_random_input_ends_in_a_sentence_or_a_right_result(tmp_path, tiny):
-    """The first few hundred of the 10,000 of tests/fuzz.py."""
-    import fuzz
-    seen = {fuzz.once(seed, tmp_path / "data.jsonl", *tiny) for seed in range(300)}
-    assert seen == {"refused", "taken"}
-
-
-def test_what_a_file_or_a_model_says_cannot_steer_the_terminal(capsys, tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"clean": "a<|im_end|>\\u001b[2J\\u202e", "wrapped": "b"}\n' * 2
-                    + '{"clean": "c", "wrapped": "d"}')
-    assert opct.main(["--data", str(path), "--prompts", "1", "--out", str(tmp_path / "o")]) == 2
-    err = capsys.readouterr().err
-    assert "control token" in err and len(lines := err.rstrip("\n").split("\n")) == 2
-    assert all(line.isprintable() for line in lines)
-    assert opct.plumbing.plain("a\x1b[2J\u202eb\n") == "a [2J b "
+def test_a_run_that_ruins_the_model_says_so_and_one_that_does_nothing_does_not(
+        capsys, tmp_path):
+    for steps, ruined in (("5", True), ("0", False)):
+        argv = [*SHORT, "--steps", steps, "--lr", "5", "--out", f"{tmp_path}/{steps}"]
+        assert opct.main([*argv, "--eval-questions", "12"]) == 0
+        notes = [x for x in capsys.readouterr().out.splitlines() if x.startswith("NOTE")]
+        assert any("capability fell" in note for note in notes) == ruined
+        assert any("--max-new-tokens" in note for note in notes) == ruined

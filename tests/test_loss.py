@@ -1,9 +1,12 @@
-"""Section 6: the loss, against its definition and against figures worked out by hand."""
+"""Sections 6 and 7: the loss against its definition and figures worked out by hand, and the
+step of the loop against autograd on each answer alone."""
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import prompt_of
+from conftest import logits_alone, prompt_of
 
 import opct
 
@@ -47,6 +50,8 @@ def test_kl_equals_the_double_loop_and_ignores_shifts():
     assert kl.dtype == torch.float32 and kl.min() >= 0
     assert kl.tolist() == pytest.approx(kl_by_definition(s, t), rel=1e-5)
     torch.testing.assert_close(opct.token_kl(s + 5, t - 7), kl, atol=1e-5, rtol=1e-5)
+    s, t = s.bfloat16(), t.bfloat16()  # rounded before, not within
+    assert opct.token_kl(s, t).tolist() == pytest.approx(kl_by_definition(s, t), rel=1e-5)
 
 
 def test_kl_of_the_same_logits_is_exactly_zero_with_zero_gradient():
@@ -56,92 +61,157 @@ def test_kl_of_the_same_logits_is_exactly_zero_with_zero_gradient():
     assert kl.tolist() == [0.0] * 5 and x.grad.abs().max() == 0
 
 
+def test_every_token_keeps_its_gradient_when_the_kl_is_tiny():
+    """About 4e-9 nats per token, where rounding makes every other value negative."""
+    g = torch.Generator().manual_seed(0)
+    teacher = torch.randn(200, 50, generator=g)
+    student = (teacher + 1e-4 * torch.randn(200, 50, generator=g)).requires_grad_()
+    kl = opct.token_kl(student, teacher)
+    kl.sum().backward()
+    assert kl.min() < 0
+    p, q = (x.detach().double().softmax(-1) for x in (student, teacher))
+    ratio = (p / q).log()
+    right = p * (ratio - (p * ratio).sum(-1, keepdim=True))
+    assert ((student.grad - right).norm(dim=-1) / right.norm(dim=-1)).max() < 0.02
+
+
+def test_a_token_that_neither_policy_can_say_costs_nothing():
+    g, out = torch.Generator().manual_seed(0), torch.tensor([2, 5])
+    s, t = torch.randn(4, 9, generator=g), torch.randn(4, 9, generator=g)
+    rest = [v for v in range(9) if v not in out]
+    s[:, out] = t[:, out] = -math.inf
+    s.requires_grad_()
+    kl = opct.token_kl(s, t)
+    kl.sum().backward()
+    assert kl.tolist() == pytest.approx(kl_by_definition(s[:, rest], t[:, rest]), rel=1e-5)
+    assert s.grad.isfinite().all() and not s.grad[:, out].any()
+    sampled = opct.token_kl_sampled(s, t, torch.tensor([0, 1, 3, 4]))
+    assert torch.autograd.grad(sampled.sum(), s)[0].isfinite().all()
+
+
 def test_sampled_form_gives_the_log_ratios():
-    student = torch.tensor([[-1.0, math.log(1 - math.exp(-1))], [-2.0, math.log(1 - math.exp(-2))]])
-    target = torch.tensor([0, 0])
-    value = opct.token_kl_sampled(student, student.flip(0), target)
+    student = torch.tensor([[x, math.log(1 - math.exp(x))] for x in (-1, -2)])
+    value = opct.token_kl_sampled(student, student.flip(0), torch.tensor([0, 0]))
     assert value.tolist() == pytest.approx([1, -1], abs=1e-5)
 
 
 def test_sampled_value_and_gradient_average_to_the_exact_ones():
     """In exact expectation: every token in turn, weighted by the student's probability."""
     g = torch.Generator().manual_seed(0)
-    s, t = (torch.randn(1, 12, generator=g, dtype=torch.float32) for _ in range(2))
+    s, t = (torch.randn(1, 12, generator=g) for _ in range(2))
     exact = s.clone().requires_grad_()
     opct.token_kl(exact, t).sum().backward()
     probs, sampled = s.softmax(-1)[0], s.clone().requires_grad_()
-    values = opct.token_kl_sampled(sampled.expand(12, 12), t.expand(12, 12), torch.arange(12))
-    (values * probs).sum().backward()
-    assert (values * probs).sum().item() == pytest.approx(opct.token_kl(s, t).item(), abs=1e-6)
+    every = sampled.expand(12, 12), t.expand(12, 12), torch.arange(12)
+    mean = (opct.token_kl_sampled(*every) * probs).sum()
+    mean.backward()
+    assert mean.item() == pytest.approx(opct.token_kl(s, t).item(), abs=1e-6)
     torch.testing.assert_close(sampled.grad, exact.grad, atol=1e-6, rtol=1e-5)
 
 
-# ---- the loss of a step
+# ---- the loop
 
-def settings(**more):
-    return opct.Config(**{"samples": 2, "max_new_tokens": 6, **more})
-
-
-BATCH = [(prompt_of(9, 1), prompt_of(6, 2)), (prompt_of(5, 3), prompt_of(8, 4))]
+def pairs_of(questions, wordings):
+    return [opct.Pair([], [], {"id": question}, wording, "train")
+            for question in questions for wording in range(wordings)]
 
 
-def gradients(model, params, cfg, batch=BATCH):
-    for p in params:
-        p.grad = None
-    loss, metrics = opct.opct_loss(model, batch, cfg, torch.Generator().manual_seed(0))
-    loss.backward()
-    return loss.item(), [p.grad.clone() for p in params], metrics
+@pytest.mark.parametrize("B", [1, 4, 7, 10])
+def test_an_epoch_asks_every_question_once_and_those_of_a_step_differ(B):
+    pairs = pairs_of("abcdefghij", 3)
+    steps = list(itertools.islice(opct.batches(pairs, B, 0), 300))
+    assert all(len({pairs[i].example["id"] for i in step}) == B for step in steps)
+    asked = [pairs[i].example["id"] for step in steps for i in step]
+    epochs = [asked[n:n + 10] for n in range(0, len(asked) - 9, 10)]
+    assert all(sorted(epoch) == [*"abcdefghij"] for epoch in epochs)
+    assert len({*map(tuple, epochs)}) == len(epochs) and epochs[0] != [*"abcdefghij"]
+    assert {i for step in steps for i in step} == {*range(30)}  # every wording
 
 
-def test_loss_is_the_plain_one_token_mean(adapted):
-    """Against each answer read alone, the whole (N, V) logits at once, one mean."""
-    from conftest import logits_alone
-    model, params = adapted
-    value, grads, metrics = gradients(model, params, settings())
-    kls = []
-    for (wrapped, clean), group in zip(BATCH, metrics["answers"]):
-        for a in group:
-            with opct.teacher(model), torch.no_grad():
-                t = logits_alone(model, clean, a).log_softmax(-1)
-            s = logits_alone(model, wrapped, a).log_softmax(-1)
-            kls.append((s.exp() * (s - t)).sum(-1))
-    plain = torch.cat(kls).mean()
-    assert value == pytest.approx(plain.item(), rel=1e-4) and value > 0.01
-    for a, b in zip(grads, torch.autograd.grad(plain, params)):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+def test_the_seed_decides_what_is_asked():
+    a, b, c = (list(itertools.islice(opct.batches(pairs_of("abcdefgh", 3), 4, s), 9))
+               for s in (0, 0, 1))
+    assert a == b != c
 
 
-@pytest.mark.parametrize("change", [{"token_budget": 1}, {"token_budget": 25}, {"kl_chunk": 1},
-                                    {"kl_chunk": 7}])
-def test_rows_and_chunks_change_neither_loss_nor_gradient(adapted, change):
-    model, params = adapted
-    value, grads, _ = gradients(model, params, settings())
-    other, others, _ = gradients(model, params, settings(**change))
-    assert other == pytest.approx(value, abs=1e-6)
-    for a, b in zip(grads, others):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+PROMPTS = [(prompt_of(9, 1), prompt_of(6, 2)), (prompt_of(5, 3), prompt_of(8, 4)),
+           (prompt_of(7, 5), prompt_of(7, 6))]
 
 
-def test_same_prompt_twice_is_exactly_zero_with_zero_gradient_before_the_first_step(llama):
+def steps_of_train(model, params, monkeypatch, prompts=PROMPTS, **settings):
+    """Two steps of opct.train() on a tiny model, so small that it stays as it is.
+    -> for each its wrapped prompts, answers, loss and gradients."""
+    steps, sample = [], opct.sample
+    model.eos = {*range(2, 20)}  # many, so that answers end at different times
+
+    def watched(model, wrapped, *rest):
+        assert rest[2] == 1.0  # the temperature
+        answers = sample(model, wrapped, *rest)
+        steps.append(SimpleNamespace(wrapped=wrapped, answers=answers))
+        return answers
+
+    class Run:
+        done = 0
+
+        def __init__(self, *_):
+            self.close = self.results = lambda *_: None
+
+        def check_finite(self, norm):
+            steps[-1].norm, steps[-1].grads = norm.item(), [p.grad.clone() for p in params]
+
+        def step_done(self, loss, answers, norm):
+            self.done, steps[-1].loss = self.done + 1, loss
+    pairs = pairs_of(range(len(prompts)), 1)
+    for name, stub in {"Run": Run, "sample": watched, "add_lora": lambda *_: params,
+                       "prepare": lambda cfg: (model, None, pairs, prompts, []),
+                       "evaluate": lambda *_: {}}.items():
+        monkeypatch.setattr(opct, name, stub)
+    opct.train(opct.Config(**{"steps": 2, "prompts": 2, "samples": 3, "max_new_tokens": 6,
+                              "lr": 1e-11, "grad_clip": 1e9, **settings}))
+    return steps
+
+
+def slow_step(model, params, step, kl):
+    """Every answer read alone by the model's own forward; one mean over all tokens.
+    -> loss, gradients"""
+    clean_of = {tuple(wrapped): clean for wrapped, clean in PROMPTS}
+    values, charged = [], []  # what is logged, and what the gradient is taken of
+    for wrapped, y in [(p, y) for p, ys in zip(step.wrapped, step.answers) for y in ys]:
+        with opct.teacher(model), torch.no_grad():
+            log_q = logits_alone(model, clean_of[tuple(wrapped)], y).log_softmax(-1)
+        log_p = logits_alone(model, wrapped, y).log_softmax(-1)
+        values.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        charged.append(values[-1])
+        if kl == "sampled":
+            values[-1] = (log_p - log_q)[range(len(y)), y]
+            charged[-1] = values[-1].detach() * log_p[range(len(y)), y]
+    grads = torch.autograd.grad(torch.cat(charged).mean(), params)
+    return torch.cat(values).mean().item(), grads
+
+
+@pytest.mark.parametrize("kl", ["exact", "sampled"])
+@pytest.mark.parametrize("budget", [1, 40, 512, 10 ** 6])
+def test_a_step_is_the_plain_mean_over_the_tokens_of_answers_read_alone(
+        adapted, monkeypatch, budget, kl):
+    first, second = steps_of_train(*adapted, monkeypatch, token_budget=budget, kl=kl)
+    assert first.answers != second.answers
+    assert len({len(y) for ys in first.answers for y in ys}) > 1
+    for step in (first, second):
+        loss, grads = slow_step(*adapted, step, kl)
+        assert step.loss == pytest.approx(loss, rel=1e-5) and abs(loss) > 0.01
+        for ours, plain in zip(step.grads, grads):
+            assert (ours - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+def test_a_long_gradient_is_scaled_down_to_grad_clip(adapted, monkeypatch):
+    step, _ = steps_of_train(*adapted, monkeypatch, grad_clip=1e-3)
+    assert step.norm > 0.01
+    assert torch.cat([g.flatten() for g in step.grads]).norm().item() == pytest.approx(
+        1e-3, rel=1e-3)
+
+
+def test_the_same_prompt_twice_costs_exactly_zero_before_the_first_step(llama, monkeypatch):
     params = opct.add_lora(llama, 4, 8)
-    value, grads, _ = gradients(llama, params, settings(), [(BATCH[0][0],) * 2, (BATCH[1][1],) * 2])
-    assert value == 0.0 and max(g.abs().max() for g in grads) == 0
-
-
-def test_sampled_kl_trains_towards_the_same_gradient(adapted):
-    """The mean over many draws of the one-sample gradient points where the exact one does."""
-    model, params = adapted
-    cfg = {"samples": 1500, "max_new_tokens": 1}
-    _, exact, _ = gradients(model, params, settings(**cfg))
-    _, drawn, _ = gradients(model, params, settings(kl="sampled", **cfg))
-    a, b = (torch.cat([g.flatten() for g in gs]) for gs in (exact, drawn))
-    assert torch.cosine_similarity(a, b, dim=0) > 0.9
-
-
-def test_cut_answers_are_counted_and_carry_no_end_token(adapted):
-    model, _ = adapted
-    model.generation_config.eos_token_id = 96
-    _, metrics = opct.opct_loss(model, BATCH, settings(), torch.Generator().manual_seed(0))
-    flat = [a for g in metrics["answers"] for a in g]
-    assert metrics["cut"] == sum(a[-1] != 96 for a in flat) / 4
-    assert metrics["tokens"] == sum(map(len, flat)) == 4 * metrics["answer_length"]
+    same = [(wrapped, wrapped) for wrapped, _ in PROMPTS]
+    for step in steps_of_train(llama, params, monkeypatch, same):
+        assert step.loss == 0.0 and max(g.abs().max() for g in step.grads) == 0

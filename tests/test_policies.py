@@ -1,17 +1,26 @@
 """Section 3: student and teacher in one set of weights."""
 import pytest
 import torch
-from conftest import make_model, prompt_of
+from conftest import add_adapter, make_model, prompt_of
 
 import opct
 
 IDS = torch.tensor([prompt_of(12, 0)])
 
 
-def test_adapter_is_on_every_linear_layer_but_the_head(llama):
+@pytest.mark.parametrize("kind", ["rotary", "nested"])
+def test_adapter_is_on_every_linear_layer_of_the_text_model_but_the_head(kind):
+    model = make_model(kind)
+    opct.add_lora(model, 4, 8)
+    adapted = [n for n, m in model.named_modules() if isinstance(m, opct.LoRALinear)]
+    assert len(adapted) == 3 * 7
+    assert not any("lm_head" in name or "vision" in name for name in adapted)
+
+
+def test_a_subclass_of_a_linear_layer_is_adapted_too(llama):
+    llama.model.layers[0].mlp.up_proj.__class__ = type("Own", (torch.nn.Linear,), {})
     opct.add_lora(llama, 4, 8)
-    linear = [n for n, m in llama.named_modules() if isinstance(m, opct.LoRALinear)]
-    assert len(linear) == 3 * 7 and "lm_head" not in linear
+    assert isinstance(llama.model.layers[0].mlp.up_proj, opct.LoRALinear)
 
 
 def test_student_is_the_base_model_before_the_first_step(llama):
@@ -29,66 +38,41 @@ def test_lora_adds_scaled_ba():
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_only_the_adapter_trains(llama):
-    params = opct.add_lora(llama, 4, 8)
+def test_only_the_adapter_trains_and_it_is_fp32_whatever_the_model_is(llama):
+    params = opct.add_lora(llama.bfloat16(), 4, 8)
     assert {id(p) for p in llama.parameters() if p.requires_grad} == {id(p) for p in params}
-    assert sum(p.numel() for p in params) == 3 * 4 * (32 * 2 * 2 + (32 + 16) * 2 + (32 + 48) * 3)
+    a_layer = 32 * 2 * 2 + (32 + 16) * 2 + (32 + 48) * 3
+    assert sum(p.numel() for p in params) == 3 * 4 * a_layer
+    assert {p.dtype for p in params} == {torch.float32}
+    assert llama(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("rank", [4, 0])
-def test_teacher_is_bitwise_the_loaded_model_before_during_and_after_training(rank):
-    model = make_model("rotary")
+@pytest.mark.parametrize("kind", ["rotary", "nested"])
+def test_teacher_is_bitwise_the_loaded_model_before_during_and_after_training(kind):
+    model = make_model(kind)
     loaded = model(input_ids=IDS).logits.clone()
-    params = opct.add_lora(model, rank, 8)
+    params = opct.add_lora(model, 4, 8)
     optimizer = torch.optim.Adam(params, lr=0.01)
-    cfg = opct.Config(samples=2, max_new_tokens=4, lora_rank=rank)
     for _ in range(3):
         with opct.teacher(model):
             assert torch.equal(model(input_ids=IDS).logits, loaded)
-        batch = [(prompt_of(9, 1), prompt_of(6, 2))]
-        opct.opct_loss(model, batch, cfg, torch.Generator().manual_seed(0))[0].backward()
+        model(input_ids=IDS).logits.log_softmax(-1)[..., 5].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     trained = model(input_ids=IDS).logits
-    assert not torch.equal(trained, loaded)
+    assert (trained - loaded).abs().max() > 0.01
     with opct.teacher(model):
         assert torch.equal(model(input_ids=IDS).logits, loaded)
-        with opct.teacher(model):  # nested, as the evaluation of the base model does
+        with opct.teacher(model):  # nested, as in the evaluation of the base model
             assert torch.equal(model(input_ids=IDS).logits, loaded)
         assert torch.equal(model(input_ids=IDS).logits, loaded)
     assert torch.equal(model(input_ids=IDS).logits, trained)
 
 
-def test_teacher_ends_also_when_something_fails_inside(adapted):
-    model, _ = adapted
-    student = model(input_ids=IDS).logits
+def test_teacher_ends_also_when_something_fails_inside(llama):
+    add_adapter(llama)
+    student = llama(input_ids=IDS).logits
     with pytest.raises(ZeroDivisionError):
-        with opct.teacher(model):
+        with opct.teacher(llama):
             1 / 0
-    assert torch.equal(model(input_ids=IDS).logits, student)
-
-
-def test_training_all_weights_gives_every_weight_a_gradient():
-    model = make_model("rotary")
-    params = opct.add_lora(model, 0, 8)
-    for p in params:  # away from the teacher, where the gradient is zero
-        p.data.add_(torch.randn_like(p) * 0.05)
-    cfg = opct.Config(samples=4, max_new_tokens=4, lora_rank=0, token_budget=10)
-    opct.opct_loss(model, [(prompt_of(9, 1), prompt_of(6, 2))], cfg,
-                   torch.Generator().manual_seed(0))[0].backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in params)
-
-
-def test_a_model_without_linear_layers_is_refused():
-    with pytest.raises(opct.UserError, match="--lora-rank 0"):
-        opct.add_lora(make_model("absolute"), 4, 8)
-
-
-def test_the_weight_of_an_adapted_layer_is_what_it_multiplies_by(adapted):
-    """Some models multiply by layer.weight themselves."""
-    model, _ = adapted
-    layer, x = model.model.layers[0].mlp.up_proj, torch.randn(3, 32)
-    for on in (True, False):
-        layer.on = on
-        torch.testing.assert_close(torch.nn.functional.linear(x, layer.weight, layer.bias),
-                                   layer(x))
+    assert torch.equal(llama(input_ids=IDS).logits, student)
