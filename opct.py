@@ -175,7 +175,9 @@ def add_lora(model, rank, alpha):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and child is not head:
                 setattr(module, name, LoRALinear(child, rank, alpha))
-    return [p for p in model.parameters() if p.requires_grad]
+    params = [p for p in model.parameters() if p.requires_grad]
+    check(params, "the model has no linear layers (nn.Linear) to adapt")
+    return params
 
 @contextlib.contextmanager
 def teacher(model):
@@ -477,7 +479,7 @@ def named(answer, example):
     letter = re.match(r"\W*(?:the )?(?:answer is )?\W*([a-z])(?:[).:]|\W*$)", answer, re.I)
     found = [c for c in forms if letter and letter[1].upper() in forms[c]]  # "B) ..."
     if not found:
-        found = [c for c in forms if any(len(f) > 1 and says(answer, f) for f in forms[c])]
+        found = [c for c in forms if any(not re.fullmatch('[A-Za-z]', f) and says(answer, f) for f in forms[c])]
         found = [c for c in found if not any(c != d and says(d, c) for d in found)]  # New York
     return found[0] if len(found) == 1 else None
 
@@ -659,7 +661,8 @@ def own_pairs(cfg):
                       f"a chat of {roles}: user and assistant take turns, the user is last")
             check(words(row.get("answer", "a")) != words(row.get("suggested", "b")),
                   "the suggested answer is the right one: leave suggested out")
-            re.compile("|".join(row.get("warning", ())))
+            for pattern in row.get("warning", ()):
+                re.compile(pattern)
         name = row.get("id", repr(clean))
         example = {"group": name, **row, "id": name}
         pairs.append(Pair(wrapped, clean, example, where, row.get("split", "")))
@@ -703,11 +706,13 @@ def render(tokenizer, messages, thinking="off", **how):
     for token in (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special):
         check(token not in content or not special.fullmatch(token),
               f"a text holds the control token {token}")
+    template = tokenizer.chat_template
+    if "strftime_now" in str(template):  # a prompt must not be another one tomorrow
+        template = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}" + str(template)
     with at(f"{tokenizer.name_or_path}: its chat template"):
-        out = tokenizer.apply_chat_template(  # its switch for thinking has two names
-            messages, tokenize=False, enable_thinking=thinking == "on",
-            thinking=thinking == "on",  # the date is fixed, or a prompt would differ tomorrow
-            strftime_now=lambda form: time.strftime(form, time.gmtime(0)), **how)
+        out = tokenizer.apply_chat_template(  # the switch for thinking has two names
+            messages, chat_template=template if isinstance(template, str) else None,
+            tokenize=False, enable_thinking=thinking == "on", thinking=thinking == "on", **how)
         for m in messages:  # some templates know no system role and drop its message
             check(m["content"].strip() in out, f"leaves out a {m['role']} message")
     return out
@@ -759,6 +764,7 @@ def load_model(cfg):
         half = native and config.dtype in (torch.bfloat16, torch.float16)  # as published
         capped = getattr(config, "attn_logit_softcapping", None)  # in eager attention alone
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        check(tokenizer("a")["input_ids"], "the tokenizer's files are missing")
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, attn_implementation="eager" if capped else None,
             dtype=cfg.dtype if cfg.dtype != "auto" else "bfloat16" if half else "float32")
@@ -833,7 +839,8 @@ def read_checkpoint(out):
     with at(f"--resume {out}: no run that can be continued"):
         if (Path(out) / "checkpoint.pt").exists():
             return torch.load(Path(out) / "checkpoint.pt", weights_only=True)
-        return json.loads((Path(out) / "log.jsonl").read_text("utf-8").split("\n")[0])
+        head = (Path(out) / "log.jsonl").read_text("utf-8").split("\n")[0]
+        return {"config": json.loads(head)["config"]}
 
 class Run:
     """A run's folder: log.jsonl, checkpoint.pt, the adapter, results. Rank 0 writes."""
@@ -1033,6 +1040,8 @@ def stop(number, frame):
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
+    with contextlib.suppress(AttributeError):  # a terminal may not know every character
+        sys.stdout.reconfigure(errors="replace")
     try:
         for name in SIGNALS:
             signal.signal(getattr(signal, name), stop)

@@ -5,9 +5,9 @@ step beside TRL's SDFTTrainer, and what reading costs, all measured in one run.
     python tests/bench.py --write data/results/bench.json    the same, kept
     python tests/bench.py --device cuda --shape Qwen3-8B --dtype bfloat16       on a GPU
 
-Random weights in a real model's shape; every answer has its full length. TRL is timed where it
-can be imported (pip install trl peft); it is no requirement of this project. Each side runs in
-processes of its own, the sides in turn: its peak memory is its own, and a noisy machine hits all.
+Random weights in a real model's shape; every answer has its full length. TRL is timed where
+it can be imported (pip install trl peft); it is no requirement of this project. Each side
+runs in processes of its own, in turn: its peak memory is its own, and noise hits all sides.
 """
 import argparse
 import json
@@ -138,7 +138,7 @@ def step_ours(args):
 
 
 def step_trl(args):
-    """The same work by TRL: reverse KL over the whole vocabulary, the base model as teacher,
+    """The same by TRL: reverse KL over the whole vocabulary, the base model as teacher,
     LoRA on all linear layers."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -239,9 +239,9 @@ def main():
     except ImportError:
         print("TRL cannot be imported: the step is not compared", file=sys.stderr)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
-    result = {"workload": {**vars(args)}, "versions": {**opct.VERSIONS, **found}, "rows": [],
-              "hardware": {"cpu": platform.machine(), "gpu": gpu,
-                           "threads": torch.get_num_threads()}}
+    hardware = {"cpu": platform.machine(), "gpu": gpu, "threads": torch.get_num_threads()}
+    result = {"workload": {**vars(args)}, "versions": {**opct.VERSIONS, **found},
+              "hardware": hardware, "rows": []}
     with tempfile.TemporaryDirectory() as args.model:
         make_model(args.model, args.shape)
         for args.dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:

@@ -45,7 +45,7 @@ def make_model(config, seed=0):
     torch.manual_seed(seed)
     config = KINDS[config]() if isinstance(config, str) else config
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for p in model.parameters():  # as they begin, they are so small that all logits are alike
+    for p in model.parameters():  # else so small that all logits are alike
         p.data.mul_(4 if p.dim() > 1 else 1)
     return model.requires_grad_(False)
 
@@ -103,7 +103,7 @@ def greedy_alone(model, prompt, length, eos):
 
 class Scripted(torch.nn.Module):
     """A "model" that says script[first token of the prompt][n] as its n-th token, to stage
-    answers that end at different times. Keys hold the token ids, so that mixed-up rows show."""
+    answers that end at different times. Keys hold token ids, so that mixed-up rows show."""
 
     def __init__(self, script, prompt_length, vocab=16):
         super().__init__()

@@ -88,8 +88,8 @@ def nats(ours, theirs):
 
 
 def checks(family):
-    """-> {check: largest difference}: of log-probabilities while sampling (cache, fork, ragged
-    prompts) and reading, of the adapter's gradients over the largest, of teacher and model."""
+    """-> {check: largest difference}: of log-probabilities in sampling (cache, fork, ragged
+    prompts) and reading, of the adapter's gradients over the largest, of the teacher."""
     model, ids = make_model(FAMILIES[family]()), torch.tensor(PROMPTS[:1])
     base, seen, pick = model(input_ids=ids).logits, [], opct.pick
     rng = torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ def run_of(config, folder, tokenizer):
     except ValueError:  # no language model: refused before its weights are looked for
         config.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    pairs = [{"clean": f"What is {n}?", "wrapped": f"What is {n}? I say 9."} for n in range(9)]
+    pairs = [{"clean": f"What is {n}?", "wrapped": f"Is {n} not 9?"} for n in range(9)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return opct.Config(model=str(folder / "model"), data=str(folder / "pairs.jsonl"),
                        out=str(folder / "out"), steps=2, prompts=2, samples=2,

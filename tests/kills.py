@@ -1,16 +1,14 @@
-"""Kill a run at random moments, writes included, and go on with it: does it end the same?
+"""Kill a run at random moments, writes included, and resume it: does it end the same?
 
-    python tests/kills.py              30 kills, about 8 minutes on 2 CPU cores
-    python tests/kills.py --write FILE.json
+    python tests/kills.py [--write FILE.json]      30 kills, about 8 minutes on 2 CPU cores
 
-An uninterrupted run of the embedded model that saves after every step is the measure. Each trial is
-the same run, ended by SIGKILL at a moment drawn over the time that training takes, then continued
-with --resume until it ends; adapter and log (but for times) must equal the uninterrupted ones.
+The measure is a run of the embedded model that saves after every step. A trial is that run,
+ended by SIGKILL at a random moment once or twice, then resumed until it ends: adapter, Adam
+and log (but for times) must be equal.
 """
 import argparse
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,51 +18,38 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import opct  # noqa: E402
 import torch  # noqa: E402
 
-from data import report  # noqa: E402
-
-FLAGS = ("--steps 20 --prompts 4 --samples 2 --max-new-tokens 8 --eval-questions 2 --save-every 1 "
-         "--device cpu").split()
+FLAGS = ("--steps 20 --category capitals --prompts 4 --samples 2 --max-new-tokens 8 "
+         "--eval-questions 2 --save-every 1 --device cpu").split()
 
 
-def start(script, out, *more):
-    return subprocess.Popen([sys.executable, script, "--out", out, *FLAGS, *more], cwd=ROOT,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start(script, out):
+    """Begin the run, or resume it if it has begun."""
+    begun = (out / "log.jsonl").exists() and (out / "log.jsonl").stat().st_size > 0
+    flags = ["--resume", str(out)] if begun else [*FLAGS, "--out", str(out)]
+    return subprocess.Popen([sys.executable, script, *flags], cwd=ROOT,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def outcome(out):
-    log = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()[1:]]
-    steps = [{k: v for k, v in s.items() if k not in ("seconds", "tokens_per_second")} for s in log]
-    return (Path(out) / "adapter_model.safetensors").read_bytes(), steps
+def finish(process):
+    if process.communicate() and process.returncode:
+        raise SystemExit("a run failed")
 
 
 def lines(out):
-    path = Path(out) / "log.jsonl"
-    return path.read_text(errors="replace").count("\n") if path.exists() else 0
+    return (out / "log.jsonl").read_bytes().count(b"\n") if out.exists() else 0
 
 
-def trial(script, out, rng, span):
-    """One run, killed once or twice -> the steps at which it was killed."""
-    killed = []
-    for attempt in range(rng.choice([1, 1, 2])):
-        go_on = ["--resume"] if killed and any(Path(out).glob("checkpoint/step-*")) else \
-            ["--overwrite"]
-        began = lines(out) if go_on == ["--resume"] else 0
-        process = start(script, out, *go_on)
-        while process.poll() is None and (lines(out) <= max(1, began) or go_on != ["--resume"]
-                                          and lines(out) < 1):
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, span))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed.append(lines(out) - 1)
-    go_on = "--resume" if any(Path(out).glob("checkpoint/step-*")) else "--overwrite"
-    process = start(script, out, go_on)
-    _, err = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"killed at {killed}, then: {err.splitlines()[-1]}")
-    return killed
+def outcome(out):
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    tensors = [*state["adapter"].values()] + [
+        x for p in state["adam"]["state"].values() for x in p.values()]
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:]]
+    adapter = (out / "adapter_model.safetensors").read_bytes()
+    return [x.numpy().tobytes() for x in tensors], adapter, [
+        {k: v for k, v in step.items() if k != "seconds"} for step in log]
 
 
 def main():
@@ -72,28 +57,30 @@ def main():
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--write")
     args = parser.parse_args()
-    rng, began, same, at = random.Random(0), time.time(), 0, []
+    rng, began, same, killed_at, whole = random.Random(0), time.time(), 0, [], {}
     with tempfile.TemporaryDirectory() as folder:
-        measure = {}
         for script in ("opct.py", "train_sft.py"):
-            process = start(script, f"{folder}/whole-{script}")
-            while lines(f"{folder}/whole-{script}") < 2:
-                time.sleep(0.005)
-            first = time.time()
-            while lines(f"{folder}/whole-{script}") < 21 and process.poll() is None:
-                time.sleep(0.005)
-            measure[script] = time.time() - first
-            process.communicate()
+            out, first = Path(folder) / f"whole-{script}", time.time()
+            finish(start(script, out))
+            whole[script] = outcome(out), time.time() - first
         for n in range(args.kills):
-            script = "opct.py" if n % 3 else "train_sft.py"
-            killed = trial(script, f"{folder}/{n}", rng, measure[script])
-            equal = outcome(f"{folder}/{n}") == outcome(f"{folder}/whole-{script}")
-            same, at = same + equal, at + killed
-            print(f"{n + 1}: {script} killed after step {killed}: "
-                  f"{'the same' if equal else 'DIFFERENT'}", flush=True)
-    result = {"kills": args.kills, "same": same, "killed_after_steps": at,
-              "minutes": round((time.time() - began) / 60, 1), "versions": report.versions(),
-              "hardware": report.hardware(torch.empty(0))}
+            script, out = "opct.py" if n % 3 else "train_sft.py", Path(folder) / str(n)
+            [right, span], killed = whole[script], []
+            for _ in range(rng.choice([1, 1, 2])):
+                process, done = start(script, out), lines(out)
+                while process.poll() is None and lines(out) <= done:  # until it gets somewhere
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, 0.4 * span))  # the rest loads and evaluates
+                process.kill()
+                process.communicate()
+                killed.append(lines(out) - 1)
+            finish(start(script, out))
+            equal = outcome(out) == right
+            same, killed_at = same + equal, killed_at + killed
+            print(n + 1, script, "killed after step", killed, "the same" if equal else
+                  "DIFFERENT", flush=True)
+    result = {"kills": args.kills, "same": same, "killed_after_steps": killed_at,
+              "minutes": round((time.time() - began) / 60, 1), "versions": opct.VERSIONS}
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

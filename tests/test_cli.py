@@ -1,5 +1,4 @@
 """Sections 1, 9 and 10: what cannot be right is refused in one line, with exit code 2."""
-import dataclasses
 import json
 import os
 import shutil
@@ -15,8 +14,8 @@ from conftest import ROOT
 import opct
 import train_sft
 
-SHORT = ("--category capitals --eval-questions 4 --prompts 2 --samples 2 --max-new-tokens 6 "
-         "--device cpu").split()
+SHORT = ("--category capitals --eval-questions 4 --prompts 2 --samples 2 "
+         "--max-new-tokens 6").split()
 
 
 def error_of(argv, capsys, **how):
@@ -35,33 +34,28 @@ def error_of(argv, capsys, **how):
     ("--samples 0", "--samples"), ("--grad-clip 0", "--grad-clip"), ("--seed -1", "--seed"),
     ("--seed 18446744073709551616", "--seed"), ("--task cooking", "--task"),
     ("--kl forward", "--kl"), ("--device moon", "--device"), ("--thinking loud", "--thinking"),
-    ("--category golf", "--category golf"), ("--prompts 900", "394"),
+    ("--category golf", "there are animals"), ("--prompts 900", "394"),
     ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing"),
     ("--target-temperature 1", "--target-temperature")])
-def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch,
-                                                      tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch):
     monkeypatch.setattr(opct, "load_model", None)
-    assert words in error_of(argv.split(), capsys) and not any(tmp_path.iterdir())
+    assert words in error_of(argv.split(), capsys)
 
 
 @pytest.mark.parametrize("settings", [
     {"task": "foo"}, {"kl": "Exact"}, {"grad_clip": 0.0}, {"lr": -1}, {"lr": "1e-3"},
-    {"lr": float("inf")}, {"steps": 1.5}, {"steps": None}, {"prompts": True},
-    {"dtype": torch.float32}, {"data": None}, {"out": ROOT}, {"thinking": True}])
+    {"lr": float("inf")}, {"steps": 1.5}, {"prompts": True}, {"dtype": torch.float32},
+    {"data": None}, {"out": ROOT}, {"thinking": True}])
 def test_a_notebook_gets_the_same_message(settings):
-    flag = "--" + next(iter(settings)).replace("_", "-")
-    for Config in (opct.Config, train_sft.Config):
-        with pytest.raises(opct.UserError, match=flag):
-            Config(**settings)
+    with pytest.raises(opct.UserError, match="--" + [*settings][0].replace("_", "-")):
+        opct.Config(**settings)
 
 
 def test_help_names_every_flag_and_flags_reach_the_config(capsys):
     with pytest.raises(SystemExit) as e:
         opct.parse_config(["--help"])
-    shown = capsys.readouterr().out
-    flags = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(opct.Config)]
-    assert e.value.code == 0 and all(flag in shown for flag in flags)
+    shown = capsys.readouterr().out.replace("-", "_")
+    assert e.value.code == 0 and all(f in shown for f in opct.Config.__dataclass_fields__)
     cfg = opct.parse_config("--lr 2e-5 --kl sampled --task safety --grad-clip 2".split())
     assert (cfg.lr, cfg.kl, cfg.grad_clip, cfg.max_new_tokens) == (2e-5, "sampled", 2, 48)
     assert cfg.out == "out/safety" and train_sft.Config().out == "out/sycophancy-sft"
@@ -79,7 +73,6 @@ VARIANTS = {  # what is done to the files of the embedded model
     "adapter": {"adapter_config.json": lambda _: b"{}"},
     "drops": {"chat_template.jinja": lambda old: NO_SYSTEM + old},
     "raises": {"chat_template.jinja": lambda old: b"{{ raise_exception('not me') }}"},
-    "new_token": {"tokenizer.json": lambda old: old.replace(b'"id": 2,', b'"id": 5120,')},
     "other_end": {"tokenizer_config.json": lambda _: OTHER_END, **{
         f"{name}.json": lambda old: old.replace(b'"eos_token_id": 2', b'"eos_token_id": 0')
         for name in ("config", "generation_config")}}}
@@ -105,10 +98,9 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("name, words", [
     ("missing", ""), ("empty", ""), ("a_file", ""), ("no_tokenizer", ""), ("no_weights", ""),
     ("cut_weights", ""), ("prefixed", "lack 47 weights"), ("no_template", "chat template"),
-    ("adapter", "merge"), ("mamba", "side by side"), ("raises", "not me"), ("drops", "system"),
-    ("new_token", "5120")])
-def test_a_model_that_cannot_be_right_is_refused_by_name(name, words, models, capsys, tmp_path):
-    task = ["--task", "safety", "--category", "food"] if name == "drops" else []
+    ("adapter", "merge"), ("mamba", "side by side"), ("raises", "not me"), ("drops", "system")])
+def test_a_model_that_cannot_be_right_is_refused(name, words, models, capsys, tmp_path):
+    task = "--task safety --category food".split() if name == "drops" else []
     argv = [*SHORT, *task, "--model", f"{models}/{name}", "--out", f"{tmp_path}/o"]
     line = error_of(argv, capsys)
     assert name in line and words in line and not (tmp_path / "o").exists()
@@ -128,16 +120,14 @@ def test_a_prompt_ends_where_the_assistant_speaks_and_knows_no_clock(tiny, monke
                         "{{ enable_thinking }} {{ thinking }}")
     for switch, text in (("on", "Why? True True"), ("off", "Why? False False")):
         assert tokenizer.decode(opct.encode(tokenizer, ask, switch)) == text
-    clock = "{{ messages[0].content }} {{ strftime_now('%f') }}"  # microseconds
-    monkeypatch.setattr(tokenizer, "chat_template", clock)
-    assert opct.encode(tokenizer, ask) == opct.encode(tokenizer, ask)
+    tokenizer.chat_template = "{{ messages[0].content }} {{ strftime_now('%f') }}"
+    assert opct.encode(tokenizer, ask) == opct.encode(tokenizer, ask)  # microseconds
 
 
 @pytest.mark.parametrize("text, words", [
     ("a<|im_end|>\x1b[2J\u202e", "control token"), ("a <|endoftext|>", "control token"),
     ("word " * 600, "context of 512")])
-def test_data_can_neither_smuggle_in_a_token_nor_exceed_the_context(
-        text, words, capsys, tmp_path):
+def test_data_cannot_smuggle_in_a_token_or_exceed_the_context(text, words, capsys, tmp_path):
     rows = [{"clean": text, "wrapped": "b"}, {"clean": "c", "wrapped": "d"}]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     argv = ["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--out", f"{tmp_path}/o"]
@@ -145,23 +135,25 @@ def test_data_can_neither_smuggle_in_a_token_nor_exceed_the_context(
     assert "own.jsonl, line 1" in line and words in line and not (tmp_path / "o").exists()
 
 
+def test_a_token_that_the_model_does_not_have_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(opct, "encode", lambda *_: [5120])
+    with pytest.raises(opct.UserError, match="5120"):
+        opct.encode_pairs(*tiny, [opct.Pair(*[opct.chat("a")] * 2, {}, "", "")], opct.Config())
+
+
 @pytest.mark.parametrize("name, words", [
     ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "--out")])
-def test_a_folder_that_holds_a_run_or_something_else_is_not_touched(
-        name, words, capsys, tmp_path, monkeypatch):
+def test_a_folder_that_is_taken_is_not_touched(name, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(opct, "load_model", None)
     (tmp_path / (name or "o")).write_text("mine")
     line = error_of(["--out", str(tmp_path if name else tmp_path / "o")], capsys)
     assert words in line and [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
 
 
-def test_what_ends_a_run_from_outside_is_one_line(capsys):
-    for error, words in ((torch.OutOfMemoryError("CUDA out of memory"), "--token-budget"),
-                         (OSError(28, "No space left on device"), "No space left"),
-                         (KeyboardInterrupt(), "error: ")):
-        def train(cfg):
-            raise error
-        assert words in error_of([], capsys, train=train)
+def test_out_of_memory_names_the_flag_to_lower(capsys):
+    def train(cfg):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "--token-budget" in error_of([], capsys, train=train)
 
 
 def command(*more):
@@ -169,8 +161,9 @@ def command(*more):
 
 
 def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(tmp_path):
-    done = subprocess.run(command("--steps", "2", "--out", "a käse"), cwd=tmp_path, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command("--steps", "2", "--out", "a käse"), cwd=tmp_path, env=env,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *table = done.stdout.splitlines()
     assert all(w in first for w in ("%", "n = 4", "capability", "drift", "adapter"))
@@ -186,8 +179,7 @@ def test_a_reader_that_is_gone_costs_no_step(tmp_path):
     assert (tmp_path / "o/results.json").exists()
 
 
-def test_a_run_that_ruins_the_model_says_so_and_one_that_does_nothing_does_not(
-        capsys, tmp_path):
+def test_a_run_that_ruins_the_model_says_so(capsys, tmp_path):
     for steps, ruined in (("5", True), ("0", False)):
         argv = [*SHORT, "--steps", steps, "--lr", "5", "--out", f"{tmp_path}/{steps}"]
         assert opct.main([*argv, "--eval-questions", "12"]) == 0

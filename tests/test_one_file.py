@@ -1,4 +1,4 @@
-"""opct.py is one file: it runs where it is alone, blocks can be cut out, and it stays short."""
+"""opct.py is one file: it runs alone, its blocks can be cut out, and it stays short."""
 import ast
 import itertools
 import json
@@ -86,7 +86,8 @@ def test_opct_imports_what_requirements_bring_and_nothing_of_the_repository():
 
 def test_nothing_imports_a_script_of_data_but_its_own_test():
     scripts = {path.stem for path in (ROOT / "data").glob("*.py")}
-    for path in itertools.chain(*((ROOT / at).glob("*.py") for at in (".", "data", "tests"))):
+    folders = ROOT, ROOT / "data", ROOT / "tests"
+    for path in itertools.chain(*(folder.glob("*.py") for folder in folders)):
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not scripts & parts - {path.stem.removeprefix("test_")}, path.name
 

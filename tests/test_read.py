@@ -57,9 +57,13 @@ def test_rows_keep_every_answer_once_in_order_and_the_budget(budget):
     batch = [(p, p[:5]) for p in PROMPTS]
     rows = [list(zip(*row)) for row in opct.micro_batches(batch, ANSWERS, budget)]
     assert [a for row in rows for *_, g in row for a in g] == sum(ANSWERS, [])
-    for row in rows:
-        size = sum(max(len(w), len(c)) + sum(map(len, g)) for w, c, g in row)
+    sizes = [sum(len(w) + sum(map(len, g)) for w, _, g in row) for row in rows]
+    for row, size, after in zip(rows, sizes, [*rows[1:], None]):
         assert size <= budget or sum(len(g) for *_, g in row) == 1
+        if after:  # its first answer did not fit
+            wrapped, _, (answer, *_) = after[0]
+            new = len(wrapped) if wrapped != row[-1][0] else 0
+            assert size + len(answer) + new > budget
     owners = [(w, c) for row in rows for w, c, g in row for _ in g]
     assert owners == [batch[0]] * 3 + [batch[1]] * 2
 

@@ -36,8 +36,8 @@ def test_answers_that_end_at_different_times_keep_their_end_token_and_their_row(
 
 
 def test_finished_rows_are_dropped():
-    model = Scripted({3: [7], 4: [7], 5: [8] * 9}, prompt_length=2)
-    opct.sample(model, [[3, 10], [4, 10], [5, 10]], 1, 4, 0.0, {7})
+    model = Scripted({3: [7], 4: [9], 5: [8] * 9}, prompt_length=2)
+    opct.sample(model, [[3, 10], [4, 10], [5, 10]], 1, 4, 0.0, {7, 9})
     assert model.rows_run == [3, 3, 1, 1, 1]  # first the prompts
 
 

@@ -1,5 +1,5 @@
-"""Does PEFT load the adapter of a run as it is, and give the logits that opct.py gives? CI asks
-in an environment of its own: PEFT is no requirement of this project.
+"""Does PEFT load the adapter of a run as it is, and give the logits that opct.py gives? CI
+asks in an environment of its own: PEFT is no requirement of this project.
 
     pip install -r requirements.txt peft
     python tests/with_peft.py RUN       the folder of a run of opct.py
