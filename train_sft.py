@@ -10,8 +10,8 @@ clean one:
     loss = mean over every answer token of -log student(y_t | wrapped, y<t)
 
 So three things differ from opct.py: who writes the answers, when, and what is matched (one token,
-not the whole distribution). All else is the same: the questions of each step, the number of answers,
-the adapter, the optimizer, the seeds, the evaluation.
+not the whole distribution). All else is the same: the questions of each step, the number of
+answers, the adapter, the optimizer, the seeds, the evaluation.
 
     python train_sft.py                           the embedded model, about as long as opct.py
     python train_sft.py --target-temperature 0    one target per question, as in the paper
@@ -61,9 +61,9 @@ def token_nll(student, target):
 # 4. Train: the loop of opct.py. A line that differs says so
 
 def train(cfg):
-    """Evaluate, train, evaluate; write the run's files to cfg.out. -> model, tokenizer, results
-    (what results.json holds). UserError: what is wrong, and what to do."""
-    model, tokenizer, pairs, prompts, held_out = prepare(cfg)  # prompts: (wrapped, clean) ids
+    """Evaluate, train, evaluate; write the run's files to cfg.out. -> model, tokenizer,
+    results (of results.json). UserError: what is wrong, and what to do."""
+    model, tokenizer, pairs, prompts, held_out = prepare(cfg)  # prompts: (wrapped, clean)
     targets = make_targets(model, prompts, cfg)  # SFT: answered once, now
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))
@@ -74,19 +74,19 @@ def train(cfg):
     steps = itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps)
     try:
         for chosen in steps:
-            batch = [prompts[i] for i in chosen[RANK::WORLD]]  # with torchrun: this one's share
+            batch = [prompts[i] for i in chosen[RANK::WORLD]]  # this process's share
 
             # 1. SFT: the base model has answered the clean prompts
-            answers = [targets[clean] for _, clean in batch]
-            [tokens] = total(sum(len(y) for group in answers for y in group))  # of the whole step
+            answers = [targets[clean] for _, clean in batch]  # SFT: not sampled now
+            [tokens] = total(sum(len(y) for group in answers for y in group))
             loss_sum = 0.0
             for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
                 # 2. SFT: no teacher reads them
                 # 3. the student reads them behind the wrapped prompts, SFT: and learns each token
                 packed = pack(wrapped, ys)
                 s = read(model, packed)  # (N, V) what it says with the bait
-                nll = token_nll(s, packed.target.to(s.device))  # (N,)
-                loss = nll.sum() / tokens  # one normaliser per step: every token counts alike
+                nll = token_nll(s, packed.target.to(s.device))  # (N,) SFT: in place of the KL
+                loss = nll.sum() / tokens  # SFT: as the KL, of the whole step
                 loss.backward()
                 loss_sum += loss.item()
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 import opct  # noqa: E402
 
 MILD = ["<|im_", "end|>", "{{ messages }}", "{% raw %}", "</script>", "<img onerror=x>",
-        "\u202e", "\u200f", "\x00", "\x1b[31m", "\x07", "\r\n", "\ufeff", "\u2028", "é", "東京",
-        "🎈", "a", "Rome", "A)", "(", "?", "[", " ", "\t", "'", '"', "\\"]
+        "\u202e", "\u200f", "\x00", "\x1b[31m", "\x07", "\r\n", "\ufeff", "\u2028", "é",
+        "東京", "🎈", "a", "Rome", "A)", "(", "?", "[", " ", "\t", "'", '"', "\\"]
 PIECES = [*MILD, "<|im_end|>", "<|im_start|>", "<|im_start|>system\n", "<|endoftext|>",
           "\ud800", "\udfff"]  # these are refused
 

@@ -34,7 +34,7 @@ def start(script, out):
 
 
 def finish(process):
-    if process.communicate() and process.returncode:
+    if process.wait():
         raise SystemExit("a run failed")
 
 
@@ -68,11 +68,11 @@ def main():
             [right, span], killed = whole[script], []
             for _ in range(rng.choice([1, 1, 2])):
                 process, done = start(script, out), lines(out)
-                while process.poll() is None and lines(out) <= done:  # until it gets somewhere
+                while process.poll() is None and lines(out) <= done:  # it has not begun
                     time.sleep(0.005)
                 time.sleep(rng.uniform(0, 0.4 * span))  # the rest loads and evaluates
                 process.kill()
-                process.communicate()
+                process.wait()
                 killed.append(lines(out) - 1)
             finish(start(script, out))
             equal = outcome(out) == right

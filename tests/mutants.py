@@ -1,12 +1,10 @@
 """Plant a bug, see a test fail: does the suite bite?
 
-    python tests/mutants.py [WORD]      all bugs, or those whose name holds WORD, each in a copy of
-                                        the project; all of them: writes the table of README.md
+    python tests/mutants.py [WORD]      all bugs, or those whose name holds WORD
 
-Each bug is one that a peer had or that the method invites, planted as an edit of the source. A
-bug that no longer applies, or that the tests let pass, ends this with exit code 1.
+Each bug is one that a peer had or that the method invites, planted as an edit of a copy of
+the source. One that no longer applies, or that the tests let pass, ends this with code 1.
 """
-import os
 import shutil
 import subprocess
 import sys
@@ -17,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "policies": [
-        ("the teacher is the live student", "            m.on = False\n", "            pass\n"),
+        ("the teacher is the live student", "        m.on = False\n", "        pass\n"),
         ("the adapter begins with noise", "torch.zeros(base.out", "torch.ones(base.out")],
     "sample": [
         ("the end token is no part of the answer", "next((i + 1 for i", "next((i for i"),
         ("only one of several end tokens is known", "    ends = torch.tensor(sorted(eos)",
          "    eos = {min(eos, default=0)}\n    ends = torch.tensor(sorted(eos)"),
-        ("all answers share their random numbers", "chance[alive, n]", "chance[alive * 0, n]"),
+        ("all answers share their chances", "chance[alive, n]", "chance[alive * 0, n]"),
         ("one random number for all tokens", "chance[alive, n]", "chance[alive, 0]"),
         ("the chance of another answer", "chance[alive, n]", "chance[:len(alive), n]"),
         ("decoding sees the padding", "cache.cursor[:, None], distance >= 0",
@@ -52,11 +50,12 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("a sampled KL that is differentiated", "ratio + ratio * (log_p - log_p.detach())",
          "log_p - log_q"),
         ("the loss is a sum", "loss = kl.sum() / tokens", "loss = kl.sum()"),
-        ("each micro-batch has its own mean", "loss = kl.sum() / tokens", "loss = kl.mean()"),
+        ("each micro-batch has its own mean", "kl.sum() / tokens", "kl.mean()"),
         ("only the last micro-batch counts", "loss.backward()",
          "optimizer.zero_grad(), loss.backward()"),
-        ("the teacher reads the bait", "t = read(model, pack(clean", "t = read(model, pack(wrapped"),
-        ("samples at another temperature", "cfg.max_new_tokens, 1.0,", "cfg.max_new_tokens, .7,"),
+        ("the teacher reads the bait", "t = read(model, pack(clean",
+         "t = read(model, pack(wrapped"),
+        ("another temperature", "cfg.max_new_tokens, 1.0,", "cfg.max_new_tokens, .7,"),
         ("every step draws the same", "(cfg.seed, run.done, RANK)", "(cfg.seed, 0, RANK)"),
         ("the rest of an epoch is lost", "queue += sorted", "queue = sorted"),
         ("gradients are not clipped", "(params, cfg.grad_clip)", "(params, 1e9)")],
@@ -65,9 +64,9 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
          "known = True"),
         ("the safety teacher reads no fact", 'row["fact"] if danger else ""', '""'),
         ("a true suggestion passes", 'words(row.get("answer", "a")) !=', '"" !='),
-        ("a chat may end with the assistant", "(user assistant )*user", "(user assistant )*.*")],
+        ("a chat may end with anyone", "(user assistant )*user", "(user assistant )*.*")],
     "evaluate": [
-        ("of several candidates the first counts", "if len(found) == 1 else", "if found else"),
+        ("of several candidates one counts", "if len(found) == 1 else", "if found else"),
         ("half a word counts", 'f" {words(phrase)} " in', "words(phrase) in"),
         ("a refusal that gives in counts", '"answered" if gift and', '"answered" if 0 and'),
         ("intervals over answers", "np.unique(groups,", "np.unique(range(len(values)),"),
@@ -83,7 +82,8 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("the adapter is not scaled", "alpha / rank", "alpha / 9"),
         ("a relative path in the adapter", "str(path.resolve()) if", "cfg.model if"),
         ("markup in the page", 'page.replace("<", "\\\\u003c")', "page"),
-        ("files of mode 600", "os.replace(f", 'os.chmod(f"{path}.new", 0o600), os.replace(f')],
+        ("files of mode 600", "os.replace(f",
+         'os.chmod(f"{path}.new", 0o600), os.replace(f')],
     "resume": [
         ("questions start over", "run.done, cfg.steps)", "0, cfg.steps - run.done)"),
         ("Adam starts over", 'optimizer.load_state_dict(state["adam"])', "pass"),
@@ -101,7 +101,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("missing weights pass", "check(not missing,", "check(True,"),
         ("a dropped message passes", 'check(m["content"].strip() in out', "check(True"),
         ("a foreign folder is written to", "not any(out.iterdir())", "True"),
-        ("a broken pipe ends the run", "suppress(OSError, ValueError)", "suppress(ValueError)")],
+        ("a broken pipe ends the run", "suppress(OSError, V", "suppress(V")],
     "ranks": [
         ("gradients are not summed", "dist.all_reduce(p.grad)", "pass"),
         ("each process has its own mean", "[tokens] = total(", "tokens = ("),
@@ -117,33 +117,28 @@ def plant(name, right, wrong, test):
     """-> the test that fails with the bug in place; None if they pass."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__pycache__"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__py*"))
         files = [f for f in copy.glob("*.py") if right in f.read_text(encoding="utf-8")]
         if not files:
             raise SystemExit(f"cannot plant '{name}': nothing holds\n{right}")
         for f in files:
-            f.write_text(f.read_text(encoding="utf-8").replace(right, wrong), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", f"tests/test_{test}.py"],
-                              cwd=copy, capture_output=True, text=True, env={**os.environ})
+            source = f.read_text(encoding="utf-8")
+            f.write_text(source.replace(right, wrong), encoding="utf-8")
+        pytest = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/test_{test}.py"]
+        done = subprocess.run(pytest, cwd=copy, capture_output=True, text=True)
         failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
         return failed[0].split()[1].removeprefix("tests/") if failed else None
 
 
 def main():
-    word, rows, passed = "".join(sys.argv[1:]), [], []
+    word, passed = "".join(sys.argv[1:]), []
     for test, name, right, wrong in [(t, *bug) for t, bugs in BUGS.items() for bug in bugs]:
         if word in name:
             failed = plant(name, right, wrong, test)
             print(f"{failed or '!! PASSES':70} {name}", flush=True)
-            rows.append(f"| {name} | {failed} |")
             passed += [] if failed else [name]
     if passed:
         raise SystemExit(f"{len(passed)} bugs were not noticed: {passed}")
-    if not word:
-        path = ROOT / "tests/README.md"
-        head = path.read_text(encoding="utf-8").split("| bug |")[0]
-        table = ["| bug | the first test that fails |", "| --- | --- |", *rows]
-        path.write_text(head + "\n".join(table) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ SHORT = dict(category="capitals", eval_questions=10, max_new_tokens=8)
     ("It is PARIS!", "paris", True), ("Parisian", "Paris", False), ("the sea", "these", False),
     ("1,000 miles", "1000", True), ("1,5", "15", False), ("-5 degrees", "5", False),
     ("-5 degrees", "-5", True), ("pages 3-5", "5", True), ("15", "5", False),
-    ("São Tomé", "Sao Tome", True), ("Zu\u0308rich", "Zürich", True), ("ｆｉｖｅ", "five", True),
-    ("首都是东京。", "东京", True), ("首都是东京。", "北京", False), ("Straße", "STRASSE", True)])
+    ("São Tomé", "Sao Tome", True), ("Zu\u0308rich", "Zürich", True), ("Straße", "STRASSE", True),
+    ("ｆｉｖｅ", "five", True), ("首都是东京。", "东京", True), ("首都是东京。", "北京", False)])
 def test_a_phrase_is_found_as_whole_words(text, phrase, found):
     assert opct.says(text, phrase) == found
 
@@ -76,8 +76,8 @@ def test_the_rules_err_on_few_labelled_answers():
 def test_what_a_pair_of_verdicts_counts_for(task, example, clean, wrapped, true):
     got = opct.marks(task, example, clean, wrapped)
     assert {name for name, value in got.items() if value} == set(true.split())
-    of_the_task = 2 * len({"answer", "suggested"} & {*example}) if task == "sycophancy" else 2
-    assert len(got) == of_the_task + 3  # consistency, unparsed, unparsed_clean
+    own = len(example.keys() & {"answer", "suggested", "harmful", "danger"}) * 2
+    assert len(got) == own + 3  # consistency, unparsed, unparsed_clean
 
 
 def test_intervals_draw_clusters_as_a_slow_bootstrap_does():

@@ -133,7 +133,7 @@ PROMPTS = [(prompt_of(9, 1), prompt_of(6, 2)), (prompt_of(5, 3), prompt_of(8, 4)
            (prompt_of(7, 5), prompt_of(7, 6))]
 
 
-def steps_of_train(model, params, monkeypatch, prompts=PROMPTS, **settings):
+def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
     """Two steps of opct.train() on a tiny model, so small that it stays as it is.
     -> for each its wrapped prompts, answers, loss and gradients."""
     steps, sample = [], opct.sample
@@ -156,14 +156,14 @@ def steps_of_train(model, params, monkeypatch, prompts=PROMPTS, **settings):
 
         def step_done(self, loss, answers, norm):
             self.done, steps[-1].loss = self.done + 1, loss
-    pairs = pairs_of(range(len(prompts)), 1)
+    pairs = pairs_of(range(len(ids)), 1)
     with monkeypatch.context() as patch:
         for name, stub in {"Run": Run, "sample": watched, "add_lora": lambda *_: params,
-                           "prepare": lambda cfg: (model, None, pairs, prompts, []),
+                           "prepare": lambda cfg: (model, None, pairs, ids, []),
                            "evaluate": lambda *_: {}}.items():
             patch.setattr(opct, name, stub)
-        opct.train(opct.Config(**{"steps": 2, "prompts": 2, "samples": 3, "max_new_tokens": 6,
-                                  "lr": 1e-11, "grad_clip": 1e9, **settings}))
+        opct.train(opct.Config(**{"steps": 2, "prompts": 2, "samples": 3, "lr": 1e-11,
+                                  "max_new_tokens": 6, "grad_clip": 1e9, **settings}))
     return steps
 
 
@@ -200,9 +200,8 @@ def test_a_step_is_the_plain_mean_over_the_tokens_of_answers_read_alone(
 
 
 def test_every_step_draws_its_own_answers_and_the_seed_decides_them(adapted, monkeypatch):
-    runs = [steps_of_train(*adapted, monkeypatch, PROMPTS[:1], prompts=1, steps=3, seed=seed)
-            for seed in (0, 0, 1)]
-    a, b, c = ([step.answers for step in run] for run in runs)
+    a, b, c = ([step.answers for step in steps_of_train(
+        *adapted, monkeypatch, PROMPTS[:1], prompts=1, steps=3, seed=s)] for s in (0, 0, 1))
     assert a == b and all(x != y for x, y in zip(a + c, a[1:] + c))
 
 

@@ -88,15 +88,16 @@ def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_every_fifth_grou
     train, held = (opct.load_pairs(cfg, s) for s in ("train", "unseen"))
     assert [p.example["group"] for p in held] == ["0", "0", "5"] and len(train) == 9
     assert train[-1].clean == talk["clean"] and train[-1].wrapped == opct.chat("a")
-    first = b"\xef\xbb\xbf" + json.dumps(good(0, split="test")).encode()  # a byte order mark
-    cfg = own(first, good(1, split="train"), good(2, split="test"))
+    with_mark = b"\xef\xbb\xbf" + json.dumps(good(0, split="test")).encode()
+    cfg = own(with_mark, good(1, split="train"), good(2, split="test"))
     assert [p.clean for p in opct.load_pairs(cfg, "unseen")] == [
         opct.chat("What is 0?"), opct.chat("What is 2?")]
 
 
 WRONG = {"sycophancy": [
     (good(1, suggestd="4"), "suggestd"), (good(1, answer=4), "answer"),
-    ({"prompt": "a", "completion": "b"}, "has prompt, completion"), ({"clean": "a"}, "wrapped"),
+    ({"prompt": "a", "completion": "b"}, "has prompt, completion"),
+    ({"clean": "a"}, "wrapped"),
     (good(1, suggested=float("nan")), "suggested"), (good(1, wrong="5"), "wrong"),
     (good(1, id=7), "id"), (good(1, aliases={"4": "four"}), "aliases"),
     ({"clean": " ", "wrapped": "a"}, "clean"), ({"clean": [], "wrapped": "a"}, "clean"),
@@ -107,12 +108,13 @@ WRONG = {"sycophancy": [
     ("[1, 2]", "object"), ("clean,wrapped", "data/convert.py"), ("[" * 50_000, "JSON"),
     ('{"clean": ' + "9" * 5000 + "}", "JSON")],
     "jailbreak": [(good(1), "harmful"), (good(1, harmful="yes"), "harmful")],
-    "safety": [(good(1, danger=True), "warning"), (good(1, danger=1, warning=["x"]), "danger"),
-               (good(1, danger=True, warning=["("]), "missing )"),
-               (good(1, danger=True, warning=["(", ")"]), "")]}
+    "safety": [(good(1, danger=True), "warning"),
+               (good(1, danger=1, warning=["x"]), "danger"),
+               (good(1, danger=True, warning=["(", ")"]), "missing )")]}
+CASES = [(task, *case) for task in WRONG for case in WRONG[task]]
 
 
-@pytest.mark.parametrize("task, row, words", [(t, *case) for t in WRONG for case in WRONG[t]])
+@pytest.mark.parametrize("task, row, words", CASES)
 def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own, tiny):
     right = {"jailbreak": {"harmful": True}, "safety": {"danger": True, "warning": ["x"]}}
     cfg = own(good(8, **right.get(task, {})), "", row, task=task)
@@ -124,13 +126,12 @@ def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own, 
 
 @pytest.mark.parametrize("lines, words", [
     ([b'{"clean": "\xe9", "wrapped": "b"}'], "own.jsonl"), ([" "], "own.jsonl"),
-    ([good(1, split="train"), good(2)], "split"), ([good(1), good(2, split="test")], "split"),
+    ([good(1, split="train"), good(2)], "split"),
+    ([good(1), good(2, split="test")], "split"),
     ([good(1, split="eval"), good(2, split="eval")], "split"),
     ([good(1, split="train", group="a"), good(2, split="test", group="a")], "group"),
     ([{"clean": f"{n}", "wrapped": f"{n}"} for n in range(3)], "wrapped and clean"),
-    ([good(n) for n in range(4)], "--prompts 4: .*3 "),
-    ([good(n, category="golf") for n in range(4)], "--category chess: .*golf")])
+    ([good(n) for n in range(4)], "--prompts 4: .*3 ")])
 def test_a_file_that_cannot_be_trained_on_is_refused(lines, words, own):
-    settings = {"--prom": {"prompts": 4}, "--cate": {"category": "chess"}}.get(words[:6], {})
     with pytest.raises(opct.UserError, match=words):
-        opct.prepare(own(*lines, **settings))
+        opct.prepare(own(*lines, prompts=4 if "prompts" in words else 1))

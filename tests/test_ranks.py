@@ -15,15 +15,15 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch, opct, train_sft
 sample, seeds = opct.sample, []
-def own_chances(model, prompts, *how):  # the same for a prompt, whichever process answers it
+def own_chances(model, prompts, *how):  # the same ones in whichever process
     if how[2] == 0:
         return sample(model, prompts, *how)
     seeds.append(how[-1].initial_seed())
     rng = [torch.Generator().manual_seed(sum(p)) for p in prompts]
     return [sample(model, [p], *how[:-1], g)[0] for p, g in zip(prompts, rng)]
 opct.sample = own_chances
-settings = dict(category="capitals", eval_questions=3, max_new_tokens=6, prompts=5, samples=3,
-                steps=3, out=sys.argv[1] + "/opct")
+settings = dict(category="capitals", eval_questions=3, max_new_tokens=6, prompts=5,
+                samples=3, steps=3, out=sys.argv[1] + "/opct")
 argv = [x for k, v in settings.items() for x in ("--" + k.replace("_", "-"), str(v))]
 assert opct.main(argv) == 0
 train_sft.train(train_sft.Config(**{{**settings, "out": sys.argv[1] + "/sft"}}))
@@ -36,10 +36,10 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "one")])
     exec(BOTH_ARMS, {})
     (tmp_path / "both.py").write_text(BOTH_ARMS)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "both.py", "two"], cwd=tmp_path, text=True, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 both.py two".split()
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *torchrun], cwd=tmp_path, env=env, text=True,
+                          capture_output=True)
     assert done.returncode == 0, done.stderr
     seeds = {line for line in done.stdout.splitlines() if line.startswith("seeds")}
     assert len(seeds) == 2  # else both would draw the same answers
@@ -51,13 +51,12 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, capsys):
         logs = [map(json.loads, (out / "log.jsonl").read_text().splitlines()[1:])
                 for out in (one, two)]
         for x, y in zip(*logs, strict=True):
-            for name, value in x.items():
-                assert name == "seconds" or y[name] == pytest.approx(value, rel=1e-4), name
+            assert x == pytest.approx({**y, "seconds": x["seconds"]}, rel=1e-4)
         x, y = (json.loads((out / "results.json").read_text()) for out in (one, two))
         assert y["hardware"]["processes"] == 2
         for when in ("before", "after"):
-            for name, m in x[when]["unseen"].items():
-                assert y[when]["unseen"][name]["value"] == pytest.approx(m["value"], abs=1e-3)
+            a, b = ({name: m["value"] for name, m in r[when]["unseen"].items()} for r in (x, y))
+            assert a == pytest.approx(b, abs=1e-3)
 
 
 def test_fewer_prompts_than_processes_are_refused(monkeypatch):
