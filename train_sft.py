@@ -1,7 +1,7 @@
 """Supervised fine-tuning (SFT, "BCT"), the baseline of OPCT, parallel to opct.py.
 
-The student is trained by cross-entropy to answer the wrapped prompt as the base model answered the
-clean one:
+The student is trained by cross-entropy to answer the wrapped prompt as the base model
+answered the clean one:
 
     clean prompt ────┬─ y1    the base model answers K times, once, before training
                      └─ y2
@@ -9,11 +9,11 @@ clean one:
                      └─ y2
     loss = mean over every answer token of -log student(y_t | wrapped, y<t)
 
-So three things differ from opct.py: who writes the answers, when, and what is matched (one token,
-not the whole distribution). All else is the same: the questions of each step, the number of
-answers, the adapter, the optimizer, the seeds, the evaluation.
+So three things differ from opct.py: who writes the answers, when, and what is matched (one
+token, not the whole distribution). All else is the same: the questions of each step, the
+number of answers, the adapter, the optimizer, the seeds, the evaluation.
 
-    python train_sft.py                           the embedded model, about as long as opct.py
+    python train_sft.py                           the embedded model, about a minute
     python train_sft.py --target-temperature 0    one target per question, as in the paper
 """
 import itertools
@@ -24,15 +24,15 @@ import torch
 import torch.nn as nn
 
 import opct
-from opct import (RANK, WORLD, Run, add_lora, answer_all, batches, evaluate, micro_batches, pack,
-                  prepare, read, sum_gradients, teacher, total)
+from opct import (RANK, WORLD, Run, add_lora, answer_all, batches, evaluate, micro_batches,
+                  pack, prepare, read, sum_gradients, teacher, total)
 
 
 # 1. Config: that of opct.py (--kl has no effect), and how the targets are drawn
 
 @dataclass
 class Config(opct.Config):
-    target_temperature: float = 1.0  # of the base model's answers; 0 takes the likeliest tokens
+    target_temperature: float = 1.0  # of the base model's answers; 0: the likeliest
 
     def __post_init__(self):
         self.out = self.out or self.resume or f"out/{self.task}-sft"
@@ -42,8 +42,8 @@ class Config(opct.Config):
 # 2. Targets: what the base model says without the bait
 
 def make_targets(model, prompts, cfg):
-    """K answers of the base model to each clean prompt, drawn once. prompts: (wrapped, clean) ids.
-    -> {clean ids: K lists of ids}. At temperature 0 all K are the same, so one stands for them."""
+    """K answers of the base model to each clean prompt, drawn once. prompts: (wrapped, clean)
+    ids. -> {clean ids: K lists of ids}; at temperature 0 one, for all K would be the same."""
     asked = list(dict.fromkeys(clean for _, clean in prompts))
     rng = torch.Generator(model.device).manual_seed(cfg.seed)
     samples = cfg.samples if cfg.target_temperature > 0 else 1
@@ -67,7 +67,7 @@ def train(cfg):
     targets = make_targets(model, prompts, cfg)  # SFT: answered once, now
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))
-    run = Run(cfg, model, optimizer, [prompts, targets])  # SFT: resumes only with these targets
+    run = Run(cfg, model, optimizer, [prompts, targets])  # SFT: belongs to them
     with teacher(model):
         before = evaluate(model, tokenizer, held_out, cfg)
 
@@ -82,10 +82,10 @@ def train(cfg):
             loss_sum = 0.0
             for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
                 # 2. SFT: no teacher reads them
-                # 3. the student reads them behind the wrapped prompts, SFT: and learns each token
+                # 3. the student reads them behind the wrapped ones, SFT: learns each token
                 packed = pack(wrapped, ys)
                 s = read(model, packed)  # (N, V) what it says with the bait
-                nll = token_nll(s, packed.target.to(s.device))  # (N,) SFT: in place of the KL
+                nll = token_nll(s, packed.target.to(s.device))  # (N,) SFT: no KL
                 loss = nll.sum() / tokens  # SFT: as the KL, of the whole step
                 loss.backward()
                 loss_sum += loss.item()

@@ -2,8 +2,8 @@
 
     python tests/browser.py [chromium]      the browser's command
 
-Hostile strings stand in every field that data or a model fills. Each would set the title, add
-an element or open an address if the page took it as anything but text.
+Hostile strings stand in every field that data or a model fills. Each would set the title,
+add an element or open an address if the page took it as anything but text.
 """
 import re
 import subprocess
@@ -31,9 +31,8 @@ EXPECTED = ({"p", "b", "span", "div"}, {"class", "style", "title"},  # elements,
 def page_of(texts, out):
     """Write the page of a run whose data and answers are these texts."""
     run, share = object.__new__(opct.Run), opct.interval([True, False], [0, 1])
-    run.cfg, run.out, run.log, run.began = opct.Config(), Path(out), [{}], 0.0
-    run.cfg.model, run.model = texts[1], SimpleNamespace(
-        device=torch.device("cpu"), dtype=torch.float32)
+    run.cfg, run.out, run.log, run.began = opct.Config(model=texts[1]), Path(out), [{}], 0.0
+    run.model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     answers = [{"clean": x, "wrapped": x, "clean_verdict": x, "wrapped_verdict": x,
                 "tokens": [[x, 0.5]]} for x in texts]
     pairs = [opct.Pair(opct.chat(x), opct.chat(x), {"id": x, "answer": x}, x, "unseen")
@@ -54,7 +53,7 @@ def main():
     names = {x for tag in tags for x in re.findall(r' ([\w-]+)="', tag)}
     found = {*re.findall(r"<(\w+)", body)}, names
     found = *found, re.search("<title>(.*?)</title>", dom)[1]
-    print(len(HOSTILE), "strings:", *found)
+    print(len(HOSTILE), *found)
     if found != EXPECTED or body.count('class="row"') != len(HOSTILE):
         raise SystemExit("more than text in the page, or an answer is missing")
 

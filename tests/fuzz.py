@@ -37,19 +37,14 @@ def text(rng, pieces=PIECES):
 
 def anything(rng, depth=3):
     """A random JSON value."""
-    kind = rng.randrange(8 if depth else 6)
-    if kind < 2:
-        return text(rng)
-    if kind < 6:
-        return [None, True, rng.randrange(-9, 9), rng.random()][kind - 2]
+    if rng.random() < 0.7 or depth == 0:
+        return rng.choice([None, True, rng.randrange(-9, 9), rng.random(), text(rng)])
     values = [anything(rng, depth - 1) for _ in range(rng.randrange(4))]
-    return values if kind == 6 else {text(rng): value for value in values}
+    return rng.choice([values, {text(rng): value for value in values}])
 
 
 def chat(rng, pieces):
-    roles = ["user", "assistant"] * rng.randrange(3) + ["user"]
-    if rng.random() < 0.1:
-        rng.choice([rng.shuffle, lambda x: x.append("tool")])(roles)
+    roles = ["user", "assistant"] * rng.randrange(3) + [rng.choice(["user"] * 9 + ["tool"])]
     return [{"role": role, "content": text(rng, pieces)} for role in roles]
 
 

@@ -36,10 +36,9 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "one")])
     exec(BOTH_ARMS, {})
     (tmp_path / "both.py").write_text(BOTH_ARMS)
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 both.py two".split()
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *torchrun], cwd=tmp_path, env=env, text=True,
-                          capture_output=True)
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 both.py two"
+    done = subprocess.run([sys.executable, *torchrun.split()], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     seeds = {line for line in done.stdout.splitlines() if line.startswith("seeds")}
     assert len(seeds) == 2  # else both would draw the same answers
@@ -55,7 +54,7 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, capsys):
         x, y = (json.loads((out / "results.json").read_text()) for out in (one, two))
         assert y["hardware"]["processes"] == 2
         for when in ("before", "after"):
-            a, b = ({name: m["value"] for name, m in r[when]["unseen"].items()} for r in (x, y))
+            a, b = ({k: m["value"] for k, m in r[when]["unseen"].items()} for r in (x, y))
             assert a == pytest.approx(b, abs=1e-3)
 
 
