@@ -25,8 +25,7 @@ TASKS = {  # metrics of the tables; the first shows the fault, the second an ove
     "sycophancy": "unseen.follow_wrapped unseen.accuracy_clean unseen.accuracy_wrapped "
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
     "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean",
-    "safety": "unseen.warned unseen.warned_safe unseen.warned_hinted unseen.ausc "
-              "unseen.model_score"}
+    "safety": "unseen.warned unseen.warned_safe unseen.warned_hinted"}
 SWEEP = {  # one setting at a time differs from the defaults
     "defaults": "", "lr-1e-4": "--lr 1e-4", "lr-1e-3": "--lr 1e-3", "lr-3e-3": "--lr 3e-3",
     "rank-4": "--lora-rank 4 --lora-alpha 8", "rank-64": "--lora-rank 64 --lora-alpha 128",
@@ -197,11 +196,7 @@ TABLES = {  # name: function that makes it
     "smollm2": lambda: measured("smollm2", short=True),
     "smollm2-long": lambda: measured("smollm2"),
     "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
-                             "rival rival_s times_faster share_of_floor ours_gb rival_gb"),
-    "bench-phases": lambda: records("bench", lambda r: [
-        {"dtype": row["dtype"], **row["phases"]} for row in r["rows"] if "phases" in row]),
-    "bench-growth": lambda: records("bench", lambda r: [
-        {"varied": name, "seconds per step": took} for name, took in r["growth"].items()]),
+                             "rival rival_s times_faster ours_gb rival_gb"),
     "families": lambda: records("families", lambda r: [
         {"family": name, **row} for name, row in r["families"].items()]),
     "kills": lambda: records("kills", lambda r: [r], "kills same minutes"),
