@@ -217,6 +217,9 @@ class KVCache:
         self.cursor = None  # (rows,) slot of the token being read; None: prompts are read
         self.end = 0        # slots from here on are empty in every row
 
+    def get_seq_length(self, *args):  # some families ask
+        return self.end
+
     def update(self, k, v, layer_idx, *args, **kwargs):
         """For attention: stores k, v (rows, heads, new, head_dim) -> all to attend to."""
         if self.cursor is None:

@@ -140,7 +140,7 @@ def markdown(lines, results):
     """The table, its first line the heading; and on what the results were measured."""
     rows = ["| " + " | ".join(map(shown, line)) + " |" for line in lines]
     rows.insert(1, "|" + " --- |" * len(lines[0]))
-    where = dict.fromkeys(shown({**r["hardware"], **r["versions"]}) for r in results)
+    where = dict.fromkeys(shown({**r.get("hardware", {}), **r["versions"]}) for r in results)
     return "\n".join([*rows, "", " / ".join(where)])
 
 

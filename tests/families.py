@@ -43,6 +43,8 @@ FAMILIES = {
         **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=16, n_routed_experts=4,
         num_experts_per_tok=2, n_group=2, topk_group=1, kv_lora_rank=16, q_lora_rank=16,
         qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1),
+    "Falcon": lambda: transformers.FalconConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, eos_token_id=2),
 }
 REFUSED = {  # they keep a state, see their text in pieces, or count places in the row
     "Llama 4": lambda: transformers.Llama4TextConfig(
@@ -73,8 +75,6 @@ REFUSED = {  # they keep a state, see their text in pieces, or count places in t
     "GPT-Neo": lambda: transformers.GPTNeoConfig(
         vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48,
         window_size=5, attention_types=[[["global", "local"], 1]]),
-    "Falcon": lambda: transformers.FalconConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4),
     "GPT-2": KINDS["absolute"],
     "T5": transformers.T5Config,
     "ModernBERT": transformers.ModernBertConfig,
