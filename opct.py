@@ -399,6 +399,7 @@ def train(cfg):
         before = evaluate(model, tokenizer, held_out, cfg)
 
     steps = itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps)
+    run.clock = time.time()
     try:
         for chosen in steps:
             batch = [prompts[i] for i in chosen[RANK::WORLD]]  # this process's share
@@ -686,7 +687,8 @@ def load_pairs(cfg, split):
             pairs += make(row, some, split)
     there = sorted({p.example.get("category", "none") for p in pairs})
     pairs = [p for p in pairs if cfg.category in ("", p.example.get("category"))]
-    check(pairs, f"--category {cfg.category}: there are {', '.join(there)}")
+    check(pairs, f"{cfg.data or cfg.task}: no pair of split {split} and --category "
+          f"{cfg.category or 'any'}; categories: {', '.join(there)}")
     groups = list(dict.fromkeys(p.example["group"] for p in pairs))
     if split != "train" and cfg.eval_questions:
         groups = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
@@ -851,13 +853,14 @@ class Run:
                        "number of processes": WORLD}
         state = read_checkpoint(cfg.out) if cfg.resume else {}
         self.done = self.saved = state.get("step", 0)
+        check(self.done <= cfg.steps, f"--steps {cfg.steps}: {self.done} steps are done already")
         if self.done:
             for what, mine in self.origin.items():
                 check(state[what] == mine, f"--resume {cfg.out}: not the {what} it began with")
             for name, p in self.trained.items():
                 p.data.copy_(state["adapter"][name])
             optimizer.load_state_dict(state["adam"])
-        self.log, self.whole, self.began, self.clock = [], True, time.time(), time.time()
+        self.log, self.whole, self.began = [], True, time.time()
         if RANK == 0:
             with at(f"--out {cfg.out}"):  # "x": a second run that begins here is refused
                 self.out.mkdir(parents=True, exist_ok=True)

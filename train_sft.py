@@ -18,6 +18,7 @@ number of answers, the adapter, the optimizer, the seeds, the evaluation.
 """
 import itertools
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,7 @@ def train(cfg):
         before = evaluate(model, tokenizer, held_out, cfg)
 
     steps = itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps)
+    run.clock = time.time()
     try:
         for chosen in steps:
             batch = [prompts[i] for i in chosen[RANK::WORLD]]  # this process's share
