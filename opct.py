@@ -597,7 +597,8 @@ def side_effects(model, tokenizer, cfg):
 # 9. Files: data and model in, results out
 
 DATA = Path(__file__).resolve().parent / "data"
-VERSIONS = {m.__name__: m.__version__ for m in (torch, transformers, np)}
+VERSIONS = {"python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__}
 
 class UserError(Exception):
     """An error the user can fix: printed as one line, exit code 2."""

@@ -16,7 +16,6 @@ import train_sft
 SHORT = ("--category capitals --eval-questions 4 --prompts 2 --samples 2 "
          "--max-new-tokens 6").split()
 
-
 def error_of(argv, capsys, **how):
     """Run it: it has to fail in one line. -> that line"""
     assert opct.main([*argv], **how) == 2
@@ -24,7 +23,6 @@ def error_of(argv, capsys, **how):
     assert [line.startswith("error: ") for line in err] == [False] * (len(err) - 1) + [True]
     assert all(line.isprintable() for line in err)
     return err[-1]
-
 
 @pytest.mark.parametrize("argv, words", [
     ("--lerning-rate 1", "--lerning-rate"), ("--step 3", "--step"), ("extra", "extra"),
@@ -40,7 +38,6 @@ def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monke
     monkeypatch.setattr(opct, "load_model", None)
     assert words in error_of(argv.split(), capsys)
 
-
 @pytest.mark.parametrize("settings", [
     {"task": "foo"}, {"kl": "Exact"}, {"grad_clip": 0.0}, {"lr": -1}, {"lr": "1e-3"},
     {"lr": float("inf")}, {"steps": 1.5}, {"prompts": True}, {"dtype": torch.float32},
@@ -48,7 +45,6 @@ def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monke
 def test_a_notebook_gets_the_same_message(settings):
     with pytest.raises(opct.UserError, match="--" + [*settings][0].replace("_", "-")):
         opct.Config(**settings)
-
 
 def test_help_names_every_flag_and_flags_reach_the_config(capsys):
     with pytest.raises(SystemExit) as e:
@@ -59,7 +55,6 @@ def test_help_names_every_flag_and_flags_reach_the_config(capsys):
     assert (cfg.lr, cfg.kl, cfg.grad_clip, cfg.max_new_tokens) == (2e-5, "sampled", 2, 48)
     assert cfg.out == "out/safety" and train_sft.Config().out == "out/sycophancy-sft"
 
-
 def altered(folder, changes):
     """A copy of the embedded model. changes: {file: old bytes -> new bytes, or None}"""
     shutil.copytree(ROOT / "data/tiny", folder)
@@ -69,10 +64,8 @@ def altered(folder, changes):
         path.unlink() if new is None else path.write_bytes(new)
     return str(folder)
 
-
 TEMPLATE, WEIGHTS = "chat_template.jinja", "model.safetensors"
 NO_SYSTEM = b"{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}"
-
 
 @pytest.mark.parametrize("file, change, words", [
     (WEIGHTS, None, ""), (WEIGHTS, lambda old: old[:len(old) // 2], ""),
@@ -89,7 +82,6 @@ def test_a_model_that_cannot_be_right_is_refused(file, change, words, capsys, tm
     assert "broken" in line and words in line and not (tmp_path / "o").exists()
     assert "nowhere" in error_of([*SHORT, "--model", f"{tmp_path}/nowhere"], capsys)
 
-
 def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(tmp_path):
     def other(old):
         tokens = {"eos_token": "<|endoftext|>", "extra_special_tokens": ["<|im_end|>"]}
@@ -99,7 +91,6 @@ def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(tmp_path):
     model, tokenizer = opct.load_model(opct.Config(model=folder))
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
     assert model.eos == {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-
 
 def test_a_prompt_ends_where_the_assistant_speaks_and_knows_no_clock(tiny, monkeypatch):
     tokenizer, ask = tiny[1], opct.chat("Why?")
@@ -112,7 +103,6 @@ def test_a_prompt_ends_where_the_assistant_speaks_and_knows_no_clock(tiny, monke
     tokenizer.chat_template = "{{ messages[0].content }} {{ strftime_now('%f') }}"
     assert opct.encode(tokenizer, ask) == opct.encode(tokenizer, ask)  # microseconds
 
-
 @pytest.mark.parametrize("text, words", [
     ("a<|im_end|>\x1b[2J\u202e", "control token"), ("a <|endoftext|>", "control token"),
     ("word " * 600, "context of 512")])
@@ -122,13 +112,11 @@ def test_data_cannot_smuggle_in_tokens_or_exceed_the_context(text, words, capsys
     line = error_of(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1"], capsys)
     assert "own.jsonl, line 1" in line and words in line
 
-
 def test_a_token_that_the_model_does_not_have_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(opct, "encode", lambda *_: [5120])
     pair = opct.Pair(opct.chat("a"), opct.chat("b"), {}, "", "")
     with pytest.raises(opct.UserError, match="5120"):
         opct.encode_pairs(*tiny, [pair], opct.Config())
-
 
 @pytest.mark.parametrize("name, words", [
     ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "--out")])
@@ -138,16 +126,13 @@ def test_a_folder_that_is_taken_is_not_touched(name, words, capsys, tmp_path, mo
     line = error_of(["--out", str(tmp_path if name else tmp_path / "o")], capsys)
     assert words in line and [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
 
-
 def test_out_of_memory_names_the_flag_to_lower(capsys):
     def train(cfg):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert "--token-budget" in error_of([], capsys, train=train)
 
-
 def command(*more):
     return [sys.executable, str(ROOT / "opct.py"), *SHORT, *more]
-
 
 def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(tmp_path):
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -158,13 +143,11 @@ def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(t
     assert any(line.split()[0] == "follow_wrapped" for line in table)
     assert done.returncode == 0 and (tmp_path / "käse/results.json").exists()
 
-
 def test_a_reader_that_is_gone_costs_no_step(tmp_path):
     text = " ".join(command("--steps", "6", "--save-every", "4", "--out", "o"))
     subprocess.run(f"{text} 2>&1 | head -c 300", cwd=tmp_path, shell=True, check=True)
     assert torch.load(tmp_path / "o/checkpoint.pt")["step"] == 6
     assert (tmp_path / "o/results.json").exists()
-
 
 def test_a_run_that_ruins_the_model_says_so(capsys, tmp_path):
     for steps, ruined in (("5", True), ("0", False)):

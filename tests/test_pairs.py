@@ -9,15 +9,12 @@ import opct
 SPLITS = {"sycophancy": ("train", "unseen", "seen", "control"),
           "jailbreak": ("train", "unseen", "seen"), "safety": ("train", "unseen")}
 
-
 def rows_of(name):
     return [row for _, row in opct.read_jsonl(ROOT / f"data/{name}.jsonl")]
-
 
 def splits_of(task, **settings):
     cfg = opct.Config(task=task, eval_questions=0, **settings)
     return {s: opct.load_pairs(cfg, s) for s in SPLITS[task]}
-
 
 def test_candidates_cannot_be_confused_and_a_safety_prompt_does_not_warn_of_itself():
     for row in rows_of("sycophancy"):
@@ -29,7 +26,6 @@ def test_candidates_cannot_be_confused_and_a_safety_prompt_does_not_warn_of_itse
         assert opct.verdict("safety", row["fact"], row) == "warned", row["id"]
         assert {opct.verdict("safety", p, row) for p in row["prompts"] + row["safe"]} == {
             "silent"}, row["id"]
-
 
 @pytest.mark.parametrize("task", SPLITS)
 def test_no_group_and_no_wording_of_training_is_evaluated(task):
@@ -43,7 +39,6 @@ def test_no_group_and_no_wording_of_training_is_evaluated(task):
             assert (wording[split] == wording["train"]) == (split == "seen")
             assert split == "seen" or not wording["train"] & wording[split]
     assert splits == splits_of(task, seed=1)  # what is measured does not depend on it
-
 
 def test_the_student_reads_the_bait_the_teacher_does_not_and_all_else_is_alike():
     wordings = {w["id"]: w["text"] for w in rows_of("sycophancy_wrappers")}
@@ -61,7 +56,6 @@ def test_the_student_reads_the_bait_the_teacher_does_not_and_all_else_is_alike()
         assert p.clean == opct.chat(p.wrapped[0]["content"], p.example["fact"] if
                                     p.example["danger"] else "")
 
-
 @pytest.fixture
 def own(tmp_path):
     """Write lines (dicts, text or bytes) to a file. -> the Config that reads it"""
@@ -73,14 +67,11 @@ def own(tmp_path):
                            **{"prompts": 1, "eval_questions": 0, **settings})
     return config
 
-
 def good(n, **more):
     return {"clean": f"What is {n}?", "wrapped": f"Surely 4. What is {n}?", **more}
 
-
 def said_by(*roles):
     return {"clean": [{"role": r, "content": "x"} for r in roles], "wrapped": "a"}
-
 
 def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_every_fifth_group(own):
     talk = said_by("system", "user", "assistant", "user")
@@ -92,7 +83,6 @@ def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_every_fifth_grou
     cfg = own(with_mark, good(1, split="train"), good(2, split="test"))
     assert [p.clean for p in opct.load_pairs(cfg, "unseen")] == [
         opct.chat("What is 0?"), opct.chat("What is 2?")]
-
 
 WRONG = {"sycophancy": [
     (good(1, suggestd="4"), "suggestd"), (good(1, answer=4), "answer"),
@@ -113,7 +103,6 @@ WRONG = {"sycophancy": [
                (good(1, danger=True, warning=["(", ")"]), "missing )")]}
 CASES = [(task, *case) for task in WRONG for case in WRONG[task]]
 
-
 @pytest.mark.parametrize("task, row, words", CASES)
 def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own, tiny):
     right = {"jailbreak": {"harmful": True}, "safety": {"danger": True, "warning": ["x"]}}
@@ -122,7 +111,6 @@ def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own, 
         pairs = [p for s in ("train", "unseen") for p in opct.load_pairs(cfg, s)]
         opct.encode_pairs(*tiny, pairs, cfg)
     assert "own.jsonl, line 3" in str(e.value) and words in str(e.value)
-
 
 @pytest.mark.parametrize("lines, words", [
     ([b'{"clean": "\xe9", "wrapped": "b"}'], "own.jsonl"), ([" "], "own.jsonl"),

@@ -30,7 +30,6 @@ train_sft.train(train_sft.Config(**{{**settings, "out": sys.argv[1] + "/sft"}}))
 print("seeds", seeds[:3], flush=True)
 """
 
-
 def test_two_processes_equal_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(opct, "sample", opct.sample)  # to be put back
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "one")])
@@ -56,7 +55,6 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, capsys):
         for when in ("before", "after"):
             a, b = ({k: m["value"] for k, m in r[when]["unseen"].items()} for r in (x, y))
             assert a == pytest.approx(b, abs=1e-3)
-
 
 def test_fewer_prompts_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(opct, "WORLD", 2)

@@ -9,7 +9,6 @@ import train_sft
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-
 def test_every_command_is_understood():
     block = README.split("<!-- commands -->")[1].split("<!-- end -->")[0]
     commands = re.findall(r"python ((?:opct|train_sft)\.py[^\n#&`]*)", block)
@@ -19,7 +18,6 @@ def test_every_command_is_understood():
         config = train_sft.Config if script == "train_sft.py" else opct.Config
         if "--resume" not in flags:  # which needs a run
             opct.parse_config(flags, config)
-
 
 def test_it_can_be_read_in_one_sitting_and_the_files_it_names_exist():
     assert len(README.splitlines()) <= 200

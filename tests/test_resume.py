@@ -16,18 +16,15 @@ import train_sft
 SHORT = dict(category="capitals", prompts=4, samples=2, max_new_tokens=6, eval_questions=2,
              save_every=2)
 
-
 def trained(out, script, steps):
     script.train(script.Config(out=str(out), steps=steps, **SHORT))
     return out
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of 6 steps; beside it, in the folder 3, the same of 3."""
     folder = tmp_path_factory.mktemp("runs")
     return [trained(folder / f"{n}", opct, n) for n in (3, 6)][1]
-
 
 @pytest.fixture
 def half(run, tmp_path):
@@ -37,16 +34,13 @@ def half(run, tmp_path):
     for name, handler in handlers.items():
         signal.signal(getattr(signal, name), handler)
 
-
 def resume(out, *more, script=opct):
     return opct.main(["--resume", str(out), *more], script.train, script.Config)
-
 
 def log_of(out):
     """The log without what a clock wrote."""
     steps = map(json.loads, (out / "log.jsonl").read_text().splitlines()[1:])
     return [{k: v for k, v in step.items() if k != "seconds"} for step in steps]
-
 
 def same(a, b):
     """Bit for bit: adapter, Adam and log."""
@@ -56,7 +50,6 @@ def same(a, b):
     torch.testing.assert_close(x["adapter"], y["adapter"], rtol=0, atol=0)
     return log_of(a) == log_of(b) and p == q
 
-
 def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half):
     free = "--steps 6 --save-every 4 --eval-questions 3 --model data/tiny/".split()
     assert resume(half, *free) == 0 and same(half, run)
@@ -64,12 +57,10 @@ def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half
     assert {k for k in was if now[k] != was[k]} == {
         "out", "resume", "save_every", "eval_questions", "model"}
 
-
 def test_the_baseline_resumes_too_but_not_by_the_other_script(tmp_path, half, capsys):
     whole, parts = (trained(tmp_path / f"{n}", train_sft, n) for n in (4, 2))
     refused(parts, "other script", capsys, "--steps", "4")
     assert resume(parts, "--steps", "4", script=train_sft) == 0 and same(parts, whole)
-
 
 def refused(out, words, capsys, *more):
     before = {f.name: f.read_bytes() for f in out.iterdir()}
@@ -78,12 +69,10 @@ def refused(out, words, capsys, *more):
     assert line.startswith("error: ") and words in line
     assert before == {f.name: f.read_bytes() for f in out.iterdir()}
 
-
 @pytest.mark.parametrize("flag", ["lr 1e-4", "seed 0", "task safety", "prompts 2",
-                                  "kl sampled", "out x", "category animals"])
+                                  "kl sampled", "out x", "category animals", "steps 2"])
 def test_what_would_change_the_run_is_refused_beside_resume(flag, half, capsys):
     refused(half, flag.split()[0], capsys, *f"--{flag}".split())
-
 
 def test_other_data_and_other_weights_are_refused(half, tmp_path, capsys):
     rows = [{"clean": f"{n}?", "wrapped": "4?", "category": "capitals"} for n in range(9)]
@@ -95,7 +84,6 @@ def test_other_data_and_other_weights_are_refused(half, tmp_path, capsys):
     st.save_file(weights, model / "model.safetensors", {"format": "pt"})
     refused(half, "base weights", capsys, "--model", str(model))
 
-
 def test_a_damaged_checkpoint_or_a_log_of_something_else_is_one_line(half, capsys):
     whole = (half / "checkpoint.pt").read_bytes()
     for damaged in (whole[:len(whole) // 2], b"", b"x"):
@@ -106,11 +94,9 @@ def test_a_damaged_checkpoint_or_a_log_of_something_else_is_one_line(half, capsy
         (half / "log.jsonl").write_text(text)
         refused(half, "--resume", capsys)
 
-
 def test_a_run_killed_before_its_first_checkpoint_starts_over(run, half):
     (half / "checkpoint.pt").unlink()
     assert resume(half, "--steps", "6") == 0 and same(half, run)
-
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_the_steps_that_are_done(name, half, monkeypatch, capsys):
@@ -123,7 +109,6 @@ def test_a_signal_saves_the_steps_that_are_done(name, half, monkeypatch, capsys)
     lines = capsys.readouterr().err.splitlines()
     assert "after step 5 of 6" in lines[-2] and lines[-1].startswith("error: ")
     assert torch.load(half / "checkpoint.pt")["step"] == len(log_of(half)) == 5
-
 
 def test_half_an_optimizer_step_is_not_saved(half, run, monkeypatch):
     adam = torch.optim.Adam.step
@@ -138,7 +123,6 @@ def test_half_an_optimizer_step_is_not_saved(half, run, monkeypatch):
     monkeypatch.undo()
     assert resume(half) == 0 and same(half, run)
 
-
 def test_a_gradient_that_is_not_finite_reaches_no_weight(half, monkeypatch, capsys):
     monkeypatch.setattr(opct, "sum_gradients", lambda params: params[0].grad.fill_(
         math.nan if len(log_of(half)) == 5 else 1))
@@ -146,7 +130,6 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(half, monkeypatch, caps
     assert "error: step 6: " in capsys.readouterr().err
     state = torch.load(half / "checkpoint.pt")
     assert state["step"] == 5 and all(x.isfinite().all() for x in state["adapter"].values())
-
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_full_disk_is_one_line_and_the_checkpoint_stays(call, half, monkeypatch, capsys):
@@ -158,7 +141,6 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_stays(call, half, monkeypatc
     assert (half / "checkpoint.pt").read_bytes() == before
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and "No space left" in last
-
 
 def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
     prepare, log = opct.prepare, tmp_path / "log.jsonl"

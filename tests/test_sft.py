@@ -14,7 +14,6 @@ import train_sft
 SHORT = dict(category="capitals", steps=2, prompts=3, samples=4, max_new_tokens=6,
              eval_questions=2, token_budget=10 ** 6, lr=1e-11)  # one micro-batch per step
 
-
 def test_the_two_loops_differ_in_few_lines_and_each_says_so():
     ours, theirs = (inspect.getsource(m.train).splitlines() for m in (opct, train_sft))
     changed = [d for d in difflib.ndiff(ours, theirs) if d[0] in "+-"]
@@ -22,13 +21,11 @@ def test_the_two_loops_differ_in_few_lines_and_each_says_so():
     assert 0 < len(added) <= 10 and len(changed) <= 25
     assert [d for d in added if "SFT" not in d] == []
 
-
 def test_token_nll_is_cross_entropy():
     x = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)) * 4
     target = torch.arange(7) * 3
     torch.testing.assert_close(train_sft.token_nll(x, target),
                                F.cross_entropy(x, target, reduction="none"))
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -48,13 +45,11 @@ def runs(tmp_path_factory):
         out[script] = seen, log[1:], results, model
     return out
 
-
 def test_both_arms_ask_the_same_questions_and_read_as_many_answers(runs):
     (ours, _, one, _), (theirs, _, two, _) = runs[opct], runs[train_sft]
     assert [prompts for prompts, _ in ours] == [prompts for prompts, _ in theirs]
     assert len(ours) == 2 and one["before"] == two["before"]
     assert {len(ys) for seen in (ours, theirs) for _, group in seen for ys in group} == {4}
-
 
 def test_the_loss_is_cross_entropy_behind_the_wrapped_prompt(runs):
     seen, log, _, model = runs[train_sft]
@@ -63,7 +58,6 @@ def test_the_loss_is_cross_entropy_behind_the_wrapped_prompt(runs):
         logits = torch.cat([logits_alone(model, *pair) for pair in pairs])
         nll = F.cross_entropy(logits, torch.tensor(sum((y for _, y in pairs), [])))
         assert step["loss"] == pytest.approx(nll.item(), rel=1e-4)
-
 
 def test_targets_are_drawn_once_from_the_base_model_behind_the_clean_prompt(tiny, runs):
     model, tokenizer = tiny

@@ -12,16 +12,13 @@ import opct
 SHORT = dict(category="capitals", steps=3, prompts=4, samples=2, max_new_tokens=6,
              eval_questions=4, lr=1e-2)
 
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("train") / "run"
     return out, *opct.train(opct.Config(out=str(out), **SHORT))
 
-
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
 
 def test_a_run_leaves_its_files_with_ordinary_permissions(run):
     assert {p.name for p in run[0].iterdir()} == {
@@ -29,7 +26,6 @@ def test_a_run_leaves_its_files_with_ordinary_permissions(run):
         "adapter_model.safetensors", "adapter_config.json"}
     os.umask(umask := os.umask(0))
     assert {p.stat().st_mode & 0o777 for p in run[0].iterdir()} == {0o666 & ~umask}
-
 
 def test_results_hold_every_figure_with_its_interval_and_are_what_train_returns(run):
     out, _, _, results = run
@@ -40,7 +36,6 @@ def test_results_hold_every_figure_with_its_interval_and_are_what_train_returns(
         assert {"accuracy_wrapped", "follow_wrapped", "unparsed", "kl"} < shares.keys()
         assert all(m["low"] <= m["value"] <= m["high"] and m["n"] for m in shares.values())
         assert {"seen", "control", "drift"} < results[when].keys()
-
 
 def test_log_and_answers_hold_every_step_and_answer_and_the_page_no_markup(run):
     first, *steps = lines(run[0] / "log.jsonl")
@@ -55,7 +50,6 @@ def test_log_and_answers_hold_every_step_and_answer_and_the_page_no_markup(run):
     page = (run[0] / "answers.html").read_text(encoding="utf-8")
     data = page.split('type="application/json">')[1].split("</script>")[0]
     assert "<" not in data and json.loads(data)["answers"] == answers
-
 
 @torch.no_grad()
 def test_the_adapter_is_peft_s_and_merging_it_gives_the_trained_model(run):
@@ -74,7 +68,6 @@ def test_the_adapter_is_peft_s_and_merging_it_gives_the_trained_model(run):
     torch.testing.assert_close(merged(ids).logits, trained, atol=1e-4, rtol=1e-4)
     with opct.teacher(model):
         assert (model(ids).logits - trained).abs().max() > 0.1
-
 
 def test_the_same_seed_gives_the_same_run_and_another_another(run, tmp_path):
     first = (run[0] / "adapter_model.safetensors").read_bytes()
