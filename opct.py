@@ -446,7 +446,7 @@ def train(cfg):
 
 def words(text):
     """Words to compare, joined by blanks: no case, no accents, 1,000 is 1000, -5 not 5."""
-    text = unicodedata.normalize("NFKD", text).casefold()
+    text = unicodedata.normalize("NFKD", text).casefold().replace("\u2212", "-")
     text = re.sub(r"[\u0300-\u036f]|(?<=\d),(?=\d{3})", "", text)
     spaceless = "\u0e00-\u0eff\u3040-\u9fff"  # there a character is a word
     return " ".join(re.findall(rf"(?<!\w)-\d+|[{spaceless}]|[^\W{spaceless}]+", text))

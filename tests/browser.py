@@ -27,7 +27,6 @@ HOSTILE = [
 EXPECTED = ({"p", "b", "span", "div"}, {"class", "style", "title"},  # elements, attributes
             "Answers before and after")
 
-
 def page_of(texts, out):
     """Write the page of a run whose data and answers are these texts."""
     run, share = object.__new__(opct.Run), opct.interval([True, False], [0, 1])
@@ -40,7 +39,6 @@ def page_of(texts, out):
     side = {"unseen": {"consistency": share, "kl": share}, "answers": answers}
     run.results(pairs, dict(side), dict(side))
     return (Path(out) / "answers.html").as_uri()
-
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +54,6 @@ def main():
     print(len(HOSTILE), *found)
     if found != EXPECTED or body.count('class="row"') != len(HOSTILE):
         raise SystemExit("more than text in the page, or an answer is missing")
-
 
 if __name__ == "__main__":
     main()

@@ -28,12 +28,10 @@ MILD = ["<|im_", "end|>", "{{ messages }}", "{% raw %}", "</script>", "<img oner
 PIECES = [*MILD, "<|im_end|>", "<|im_start|>", "<|im_start|>system\n", "<|endoftext|>",
           "\ud800", "\udfff"]  # these are refused
 
-
 def text(rng, pieces=PIECES):
     start = "" if pieces is PIECES else rng.choice("abc")
     return start + "".join(rng.choice([rng.choice(pieces), chr(rng.randrange(1, 0x3000))])
                            for _ in range(rng.randrange(8)))
-
 
 def anything(rng, depth=3):
     """A random JSON value."""
@@ -42,11 +40,9 @@ def anything(rng, depth=3):
     values = [anything(rng, depth - 1) for _ in range(rng.randrange(4))]
     return rng.choice([values, {text(rng): value for value in values}])
 
-
 def chat(rng, pieces):
     roles = ["user", "assistant"] * rng.randrange(3) + [rng.choice(["user"] * 9 + ["tool"])]
     return [{"role": role, "content": text(rng, pieces)} for role in roles]
-
 
 def row(rng, pieces, task):
     """A row that is nearly right."""
@@ -62,7 +58,6 @@ def row(rng, pieces, task):
         fields[rng.choice([*fields, "id", "group", "split", text(rng)])] = anything(rng)
     return fields
 
-
 def file_of(rng, task):
     kind = rng.random()
     if kind < 0.1:
@@ -72,7 +67,6 @@ def file_of(rng, task):
             for _ in range(rng.randrange(2, 7))]
     lines = [json.dumps(r, ensure_ascii=rng.random() < 0.7) for r in rows]
     return "\n".join(lines).encode("utf-8", "surrogatepass")
-
 
 def once(seed, path, model, tokenizer):
     """One file -> "refused" or "taken"; AssertionError if it did harm."""
@@ -97,7 +91,6 @@ def once(seed, path, model, tokenizer):
         json.dumps(pair.example).encode()
     return "taken"
 
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=int, default=10_000)
@@ -112,7 +105,6 @@ def main():
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,6 @@ import torch  # noqa: E402
 FLAGS = ("--steps 20 --category capitals --prompts 4 --samples 2 --max-new-tokens 8 "
          "--eval-questions 2 --save-every 1 --device cpu").split()
 
-
 def start(script, out):
     """Begin the run, or resume it if it has begun."""
     begun = (out / "log.jsonl").exists() and (out / "log.jsonl").stat().st_size > 0
@@ -32,15 +31,12 @@ def start(script, out):
     return subprocess.Popen([sys.executable, script, *flags], cwd=ROOT,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-
 def finish(process):
     if process.wait():
         raise SystemExit("a run failed")
 
-
 def lines(out):
     return (out / "log.jsonl").read_bytes().count(b"\n") if out.exists() else 0
-
 
 def outcome(out):
     state = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -50,7 +46,6 @@ def outcome(out):
     adapter = (out / "adapter_model.safetensors").read_bytes()
     return [x.numpy().tobytes() for x in tensors], adapter, [
         {k: v for k, v in step.items() if k != "seconds"} for step in log]
-
 
 def main():
     parser = argparse.ArgumentParser()
@@ -85,7 +80,6 @@ def main():
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
     return same != args.kills
-
 
 if __name__ == "__main__":
     sys.exit(main())

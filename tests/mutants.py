@@ -18,11 +18,11 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("the teacher is the live student", "        m.on = False\n", "        pass\n"),
         ("the adapter begins with noise", "torch.zeros(base.out", "torch.ones(base.out")],
     "sample": [
-        ("the end token is no part of the answer", "                answer.append(t)",
+        ("the end token is no part of it", "                answer.append(t)",
          "                answer += [t] if t not in eos or not answer else []"),
         ("only one of several end tokens is known", "    cache = KVCache(max_new_tokens)",
          "    cache, eos = KVCache(max_new_tokens), {min(eos, default=0)}"),
-        ("all answers share their chances", "chance[:, n]", "chance[:1, n].expand(len(token))"),
+        ("all answers share chances", "chance[:, n]", "chance[:1, n].expand(len(token))"),
         ("one random number for all tokens", "chance[:, n]", "chance[:, 0]"),
         ("the chance of another answer", "chance[left]", "chance[:len(left)]"),
         ("decoding sees the padding", "cache.cursor[:, None], distance >= 0",
@@ -113,7 +113,6 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("targets behind the clean prompt", "packed = pack(wrapped", "packed = pack(clean"),
         ("one target per question", "samples = cfg.samples if", "samples = 1 if")]}
 
-
 def plant(name, right, wrong, test):
     """-> the test that fails with the bug in place; None if they pass."""
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +129,6 @@ def plant(name, right, wrong, test):
         failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
         return failed[0].split()[1].removeprefix("tests/") if failed else None
 
-
 def main():
     word, passed = "".join(sys.argv[1:]), []
     for test, name, right, wrong in [(t, *bug) for t, bugs in BUGS.items() for bug in bugs]:
@@ -140,7 +138,6 @@ def main():
             passed += [] if failed else [name]
     if passed:
         raise SystemExit(f"{len(passed)} bugs were not noticed: {passed}")
-
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,7 @@ def error_of(argv, capsys, **how):
     ("--samples 0", "--samples"), ("--grad-clip 0", "--grad-clip"), ("--seed -1", "--seed"),
     ("--seed 18446744073709551616", "--seed"), ("--task cooking", "--task"),
     ("--kl forward", "--kl"), ("--device moon", "--device"), ("--prompts 900", "394"),
-    ("--thinking loud", "--thinking"), ("--category golf", "there are animals"),
+    ("--thinking loud", "--thinking"), ("--category golf", "animals, body"),
     ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing"),
     ("--target-temperature 1", "--target-temperature")])
 def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch):

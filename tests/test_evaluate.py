@@ -16,9 +16,9 @@ SHORT = dict(category="capitals", eval_questions=10, max_new_tokens=8)
 @pytest.mark.parametrize("text, phrase, found", [
     ("It is PARIS!", "paris", True), ("Parisian", "Paris", False), ("a b", "ab", False),
     ("1,000 miles", "1000", True), ("1,5", "15", False), ("-5 degrees", "5", False),
-    ("-5 degrees", "-5", True), ("pages 3-5", "5", True), ("15", "5", False),
-    ("São Tomé", "Sao Tome", True), ("Zu\u0308rich", "Zürich", True),
-    ("Straße", "STRASSE", True), ("ｆｉｖｅ", "five", True),
+    ("-5 degrees", "-5", True), ("\u22125 degrees", "5", False),
+    ("pages 3-5", "5", True), ("15", "5", False), ("São Tomé", "Sao Tome", True),
+    ("Zu\u0308rich", "Zürich", True), ("Straße", "STRASSE", True), ("ｆｉｖｅ", "five", True),
     ("首都是东京。", "东京", True), ("首都是东京。", "北京", False)])
 def test_a_phrase_is_found_as_whole_words(text, phrase, found):
     assert opct.says(text, phrase) == found
