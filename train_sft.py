@@ -45,7 +45,7 @@ class Config(opct.Config):
 def make_targets(model, prompts, cfg):
     """K answers of the base model to each clean prompt, drawn once. prompts: (wrapped, clean)
     ids. -> {clean ids: K lists of ids}; at temperature 0 one, for all K would be the same."""
-    asked = list(dict.fromkeys(clean for _, clean in prompts))
+    asked = sorted(dict.fromkeys(clean for _, clean in prompts), key=len)
     rng = torch.Generator(model.device).manual_seed(cfg.seed)
     samples = cfg.samples if cfg.target_temperature > 0 else 1
     answers = answer_all(model, asked, cfg, samples, cfg.target_temperature, rng)
@@ -95,10 +95,10 @@ def train(cfg):
             # 4. one step of Adam on the gradient of all processes
             sum_gradients(params)
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-            run.check_finite(norm)
+            run.before_update(loss_sum, answers, norm)
             optimizer.step()
             optimizer.zero_grad()
-            run.step_done(loss_sum, answers, norm)
+            run.after_update()
     finally:
         run.close()  # whatever ended the loop, the steps done are saved
 

@@ -151,11 +151,12 @@ def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
         def __init__(self, *_):
             self.close = self.results = lambda *_: None
 
-        def check_finite(self, norm):
+        def before_update(self, loss, answers, norm):
             steps[-1].norm, steps[-1].grads = norm.item(), [p.grad.clone() for p in params]
+            steps[-1].loss = loss
 
-        def step_done(self, loss, answers, norm):
-            self.done, steps[-1].loss = self.done + 1, loss
+        def after_update(self):
+            self.done += 1
     pairs = pairs_of(range(len(ids)), 1)
     with monkeypatch.context() as patch:
         for name, stub in {"Run": Run, "sample": watched, "add_lora": lambda *_: params,

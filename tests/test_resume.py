@@ -100,8 +100,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(run, half):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_the_steps_that_are_done(name, half, monkeypatch, capsys):
-    step_done, write, number = opct.Run.step_done, opct.write, getattr(signal, name)
-    monkeypatch.setattr(opct.Run, "step_done", lambda self, *a: (
+    step_done, write, number = opct.Run.after_update, opct.write, getattr(signal, name)
+    monkeypatch.setattr(opct.Run, "after_update", lambda self, *a: (
         step_done(self, *a), self.done == 5 and os.kill(os.getpid(), number)))
     monkeypatch.setattr(opct, "write", lambda *a: (  # once more, while the steps are saved
         len(log_of(half)) == 5 and os.kill(os.getpid(), number), write(*a)))
