@@ -39,7 +39,6 @@ KINDS = {
         eoi_token_index=94),
 }
 
-
 def make_model(config, seed=0):
     """A random model of a config, or of one of the KINDS."""
     torch.manual_seed(seed)
@@ -49,7 +48,6 @@ def make_model(config, seed=0):
         p.data.mul_(4 if p.dim() > 1 else 1)
     return model.requires_grad_(False)
 
-
 def add_adapter(model):
     """An adapter that does something. -> its parameters"""
     params, rng = opct.add_lora(model, 4, 8), torch.Generator().manual_seed(1)
@@ -57,16 +55,13 @@ def add_adapter(model):
         p.data = torch.randn(p.shape, generator=rng) * 0.2
     return params
 
-
 @pytest.fixture(params=sorted(KINDS))
 def model(request):
     return make_model(request.param)
 
-
 @pytest.fixture
 def llama():
     return make_model("rotary")
-
 
 @pytest.fixture
 def adapted():
@@ -74,22 +69,18 @@ def adapted():
     model = make_model("rotary")
     return model, add_adapter(model)
 
-
 @pytest.fixture(scope="session")
 def tiny():
     return opct.load_model(opct.Config())
-
 
 def prompt_of(length, seed):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 90, (length,), generator=generator).tolist()
 
-
 def logits_alone(model, prompt, answer):
     """The slow way: one prompt, one answer, no cache, the model's own forward. -> (R, V)"""
     ids = torch.tensor([list(prompt) + answer])  # (1, P + R)
     return model(input_ids=ids).logits[0, len(prompt) - 1:-1]
-
 
 def greedy_alone(model, prompt, length, eos):
     """The slow way: the whole text again for every token."""
@@ -99,7 +90,6 @@ def greedy_alone(model, prompt, length, eos):
         if ids[-1] in eos:
             break
     return ids[len(prompt):]
-
 
 class Scripted(torch.nn.Module):
     """A "model" that says script[first token of the prompt][n] as its n-th token, to stage
@@ -124,7 +114,6 @@ class Scripted(torch.nn.Module):
                 if 0 <= step < len(self.script[first]):
                     logits[row, q, self.script[first][step]] = 9
         return SimpleNamespace(logits=logits[:, logits_to_keep])
-
 
 class NewScripted(Scripted):
     """The same with the name that transformers 5.24 gives to the cache."""

@@ -9,12 +9,10 @@ import opct
 
 BOUNDS = {"sampling": 1e-4, "reading": 1e-4, "gradients": 1e-4, "adapter off": 0}
 
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_read_as_the_library_reads_it(family):
     got = checks(family)
     assert {name: got[name] for name in BOUNDS if not got[name] <= BOUNDS[name]} == {}
-
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_would_be_misread_or_not_adapted_is_refused_by_name(family, tmp_path, tiny):
@@ -22,7 +20,6 @@ def test_what_would_be_misread_or_not_adapted_is_refused_by_name(family, tmp_pat
                **dict.fromkeys(["MPT", "GPT-Neo"], "masks and cache"),
                "GPT-2": "linear", "T5": "T5Config", "ModernBERT": "ModernBertConfig"}
     assert reasons.get(family, "linear_attention") in refusal(family, tmp_path, tiny[1])
-
 
 @pytest.mark.parametrize("family", ["Gemma 2", "Qwen3-MoE", "Gemma 3, with images"])
 def test_a_folder_of_another_family_is_trained_by_the_same_path(family, tmp_path, tiny):

@@ -10,10 +10,8 @@ from conftest import logits_alone, prompt_of
 
 import opct
 
-
 def logs(*p):
     return torch.tensor([p], dtype=torch.float64).log()
-
 
 def kl_by_definition(student, teacher):
     """Two loops over the definition, in Python floats."""
@@ -23,7 +21,6 @@ def kl_by_definition(student, teacher):
         out.append(sum(math.exp(a - zs) * ((a - zs) - (b - zt)) for a, b in zip(s, t)))
     return out
 
-
 @pytest.mark.parametrize("p, q, nats", [
     ((.1, .9), (.9, .1), 1.7577796619), ((.6, .4), (.9, .1), 0.311239),
     ((.5, .3, .2), (.6, .38, .02), 0.2984396), ((.5, .5), (.8, .2), 0.2231435513),
@@ -31,12 +28,10 @@ def kl_by_definition(student, teacher):
 def test_kl_is_the_reverse_one_and_has_the_pinned_figures(p, q, nats):
     assert opct.token_kl(logs(*p), logs(*q)).item() == pytest.approx(nats, abs=1e-6)
 
-
 def test_kl_gradient_of_the_mirrored_pair():
     p = logs(.1, .9).requires_grad_()
     opct.token_kl(p, logs(.9, .1)).sum().backward()
     assert p.grad[0].tolist() == pytest.approx([-0.3955004, 0.3955004], abs=1e-6)
-
 
 def test_kl_equals_the_double_loop_and_ignores_shifts():
     g = torch.Generator().manual_seed(0)
@@ -48,13 +43,11 @@ def test_kl_equals_the_double_loop_and_ignores_shifts():
     s, t = s.bfloat16(), t.bfloat16()  # rounded before, not within
     assert opct.token_kl(s, t).tolist() == pytest.approx(kl_by_definition(s, t), rel=1e-5)
 
-
 def test_kl_of_the_same_logits_is_exactly_zero_with_zero_gradient():
     x = torch.randn(5, 70, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kl = opct.token_kl(x, x.detach())
     kl.sum().backward()
     assert kl.tolist() == [0.0] * 5 and x.grad.abs().max() == 0
-
 
 def test_every_token_keeps_its_gradient_when_the_kl_is_tiny():
     """About 4e-9 nats per token, where rounding makes every other value negative."""
@@ -69,7 +62,6 @@ def test_every_token_keeps_its_gradient_when_the_kl_is_tiny():
     right = p * (ratio - (p * ratio).sum(-1, keepdim=True))
     assert ((student.grad - right).norm(dim=-1) / right.norm(dim=-1)).max() < 0.02
 
-
 def test_a_token_that_neither_policy_can_say_costs_nothing():
     g, out = torch.Generator().manual_seed(0), torch.tensor([2, 5])
     s, t = torch.randn(4, 9, generator=g), torch.randn(4, 9, generator=g)
@@ -83,12 +75,10 @@ def test_a_token_that_neither_policy_can_say_costs_nothing():
     sampled = opct.token_kl_sampled(s, t, torch.tensor([0, 1, 3, 4]))
     assert torch.autograd.grad(sampled.sum(), s)[0].isfinite().all()
 
-
 def test_sampled_form_gives_the_log_ratios():
     student = torch.tensor([[x, math.log(1 - math.exp(x))] for x in (-1, -2)])
     value = opct.token_kl_sampled(student, student.flip(0), torch.tensor([0, 0]))
     assert value.tolist() == pytest.approx([1, -1], abs=1e-5)
-
 
 def test_sampled_value_and_gradient_average_to_the_exact_ones():
     """In exact expectation: every token in turn, weighted by the student's probability."""
@@ -103,13 +93,11 @@ def test_sampled_value_and_gradient_average_to_the_exact_ones():
     assert mean.item() == pytest.approx(opct.token_kl(s, t).item(), abs=1e-6)
     torch.testing.assert_close(sampled.grad, exact.grad, atol=1e-6, rtol=1e-5)
 
-
 # ---- the loop
 
 def pairs_of(questions, wordings):
     return [opct.Pair([], [], {"id": question}, wording, "train")
             for question in questions for wording in range(wordings)]
-
 
 @pytest.mark.parametrize("B", [1, 4, 7, 10])
 def test_an_epoch_asks_every_question_once_and_those_of_a_step_differ(B):
@@ -122,16 +110,13 @@ def test_an_epoch_asks_every_question_once_and_those_of_a_step_differ(B):
     assert len({*map(tuple, epochs)}) == len(epochs) and epochs[0] != [*"abcdefghij"]
     assert {i for step in steps for i in step} == {*range(30)}  # every wording
 
-
 def test_the_seed_decides_what_is_asked():
     a, b, c = (list(itertools.islice(opct.batches(pairs_of("abcdefgh", 3), 4, s), 9))
                for s in (0, 0, 1))
     assert a == b != c
 
-
 PROMPTS = [(prompt_of(9, 1), prompt_of(6, 2)), (prompt_of(5, 3), prompt_of(8, 4)),
            (prompt_of(7, 5), prompt_of(7, 6))]
-
 
 def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
     """Two steps of opct.train() on a tiny model, so small that it stays as it is.
@@ -167,7 +152,6 @@ def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
                                   "max_new_tokens": 6, "grad_clip": 1e9, **settings}))
     return steps
 
-
 def slow_step(model, params, step, kl):
     """Every answer read alone by the model's own forward; one mean over all tokens.
     -> loss, gradients"""
@@ -185,7 +169,6 @@ def slow_step(model, params, step, kl):
     grads = torch.autograd.grad(torch.cat(charged).mean(), params)
     return torch.cat(values).mean().item(), grads
 
-
 @pytest.mark.parametrize("kl", ["exact", "sampled"])
 @pytest.mark.parametrize("budget", [1, 40, 512, 10 ** 6])
 def test_a_step_is_the_plain_mean_over_the_tokens_of_answers_read_alone(
@@ -199,19 +182,16 @@ def test_a_step_is_the_plain_mean_over_the_tokens_of_answers_read_alone(
         for ours, plain in zip(step.grads, grads):
             assert (ours - plain).abs().max() < 1e-5 * plain.abs().max()
 
-
 def test_every_step_draws_its_own_answers_and_the_seed_decides_them(adapted, monkeypatch):
     a, b, c = ([step.answers for step in steps_of_train(
         *adapted, monkeypatch, PROMPTS[:1], prompts=1, steps=3, seed=s)] for s in (0, 0, 1))
     assert a == b and all(x != y for x, y in zip(a + c, a[1:] + c))
-
 
 def test_a_long_gradient_is_scaled_down_to_grad_clip(adapted, monkeypatch):
     step, _ = steps_of_train(*adapted, monkeypatch, grad_clip=1e-3)
     assert step.norm > 0.01
     assert torch.cat([g.flatten() for g in step.grads]).norm().item() == pytest.approx(
         1e-3, rel=1e-3)
-
 
 def test_the_same_prompt_twice_costs_exactly_zero_before_the_first_step(llama, monkeypatch):
     params = opct.add_lora(llama, 4, 8)

@@ -15,7 +15,6 @@ import opct
 SOURCE = (ROOT / "opct.py").read_text(encoding="utf-8")
 COUNTRIES = "Kenya Peru Japan Italy Spain Norway Chile Ghana Egypt Cuba Nepal Laos".split()
 
-
 def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
     shutil.copy(ROOT / "opct.py", tmp_path)
     shutil.copytree(ROOT / "data/tiny", tmp_path / "model")
@@ -35,7 +34,6 @@ def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
     assert "follow_wrapped" in results["after"]["unseen"]
     assert not {"capability", "drift"} & results["after"].keys()
 
-
 def cut(first, beyond):
     """What the sections from `first` up to `beyond` define, with the imports at the top."""
     imports = [node for node in ast.parse(SOURCE).body
@@ -45,12 +43,10 @@ def cut(first, beyond):
     exec("\n".join([*map(ast.unparse, imports), text]), names)
     return names
 
-
 def test_section_4_runs_alone(llama):
     prompts = [prompt_of(n, n) for n in (3, 11)]
     got = cut(4, 5)["sample"](llama, prompts, 1, 8, 0.0, {2})
     assert got == [[greedy_alone(llama, p, 8, {2})] for p in prompts]
-
 
 def test_sections_4_to_6_run_alone(adapted):
     model, _ = adapted
@@ -65,7 +61,6 @@ def test_sections_4_to_6_run_alone(adapted):
     torch.testing.assert_close(mine["token_kl"](s, t), (p.exp() * (p - q)).sum(-1),
                                atol=1e-4, rtol=1e-4)
 
-
 def imported(path):
     """The dotted names of all that a file imports, inside its functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -73,7 +68,6 @@ def imported(path):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{name.name}" for name in node.names)
-
 
 def test_opct_imports_what_requirements_bring_and_nothing_of_the_repository():
     allowed = {*sys.stdlib_module_names, "numpy", "safetensors", "torch", "transformers"}
@@ -83,14 +77,12 @@ def test_opct_imports_what_requirements_bring_and_nothing_of_the_repository():
     theirs = {name.split(".")[0] for name in imported(ROOT / "train_sft.py")}
     assert ours & theirs == {"opct"}
 
-
 def test_nothing_imports_a_script_of_data_but_its_own_test():
     scripts = {path.stem for path in (ROOT / "data").glob("*.py")}
     folders = ROOT, ROOT / "data", ROOT / "tests"
     for path in itertools.chain(*(folder.glob("*.py") for folder in folders)):
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not scripts & parts - {path.stem.removeprefix("test_")}, path.name
-
 
 @pytest.mark.parametrize("name, most", [("opct.py", 1060), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
@@ -102,12 +94,10 @@ def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == []
 
-
 def test_the_method_ends_by_line_470_and_a_run_has_at_most_24_settings():
     method, end, _ = SOURCE.partition("The method ends here")
     assert end and method.count("\n") < 470
     assert len(opct.Config.__dataclass_fields__) <= 24
-
 
 def test_data_holds_at_most_three_scripts():
     assert len([*(ROOT / "data").glob("*.py")]) <= 3

@@ -7,7 +7,6 @@ import opct
 
 IDS = torch.tensor([prompt_of(12, 0)])
 
-
 @pytest.mark.parametrize("kind", ["rotary", "nested"])
 def test_adapter_is_on_every_linear_layer_of_the_text_model_but_the_head(kind):
     model = make_model(kind)
@@ -16,18 +15,15 @@ def test_adapter_is_on_every_linear_layer_of_the_text_model_but_the_head(kind):
     assert len(adapted) == 3 * 7
     assert not any("lm_head" in name or "vision" in name for name in adapted)
 
-
 def test_a_subclass_of_a_linear_layer_is_adapted_too(llama):
     llama.model.layers[0].mlp.up_proj.__class__ = type("Own", (torch.nn.Linear,), {})
     opct.add_lora(llama, 4, 8)
     assert isinstance(llama.model.layers[0].mlp.up_proj, opct.LoRALinear)
 
-
 def test_student_is_the_base_model_before_the_first_step(llama):
     before = llama(input_ids=IDS).logits
     opct.add_lora(llama, 4, 8)
     assert torch.equal(llama(input_ids=IDS).logits, before)
-
 
 def test_lora_adds_scaled_ba():
     base = torch.nn.Linear(6, 5)
@@ -37,7 +33,6 @@ def test_lora_adds_scaled_ba():
     expected = x @ (base.weight + 8 / 2 * layer.B @ layer.A).T + base.bias
     torch.testing.assert_close(layer(x), expected)
 
-
 def test_only_the_adapter_trains_and_it_is_fp32_whatever_the_model_is(llama):
     params = opct.add_lora(llama.bfloat16(), 4, 8)
     assert {id(p) for p in llama.parameters() if p.requires_grad} == {id(p) for p in params}
@@ -45,7 +40,6 @@ def test_only_the_adapter_trains_and_it_is_fp32_whatever_the_model_is(llama):
     assert sum(p.numel() for p in params) == 3 * 4 * a_layer
     assert {p.dtype for p in params} == {torch.float32}
     assert llama(input_ids=IDS).logits.dtype == torch.bfloat16
-
 
 @pytest.mark.parametrize("kind", ["rotary", "nested"])
 def test_teacher_is_bitwise_the_loaded_model_before_during_and_after_training(kind):
@@ -67,7 +61,6 @@ def test_teacher_is_bitwise_the_loaded_model_before_during_and_after_training(ki
             assert torch.equal(model(input_ids=IDS).logits, loaded)
         assert torch.equal(model(input_ids=IDS).logits, loaded)
     assert torch.equal(model(input_ids=IDS).logits, trained)
-
 
 def test_teacher_ends_also_when_something_fails_inside(llama):
     add_adapter(llama)

@@ -8,16 +8,13 @@ import opct
 PROMPTS = [prompt_of(7, 1), prompt_of(12, 2)]
 ANSWERS = [[prompt_of(n, n) for n in (5, 1, 8)], [prompt_of(n, n + 50) for n in (3, 6)]]
 
-
 def alone(model):
     return torch.cat([logits_alone(model, p, y)
                       for p, ys in zip(PROMPTS, ANSWERS) for y in ys])
 
-
 def test_tree_logits_equal_row_by_row(model):
     tree = opct.read(model, opct.pack(PROMPTS, ANSWERS))
     torch.testing.assert_close(tree, alone(model), atol=2e-4, rtol=1e-4)
-
 
 def test_tree_gradients_equal_row_by_row(model):
     model.requires_grad_(True)
@@ -28,7 +25,6 @@ def test_tree_gradients_equal_row_by_row(model):
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
 
-
 def test_logits_kept_at_a_place_twice_are_those_of_the_whole_row(model):
     """The first token of every answer is predicted at the prompt's end: indices repeat."""
     ids, n = torch.tensor([PROMPTS[1]]), 12
@@ -38,19 +34,16 @@ def test_logits_kept_at_a_place_twice_are_those_of_the_whole_row(model):
     some = opct.forward(model, ids, at[None], distance >= 0, distance, keep)
     torch.testing.assert_close(some[0], model(input_ids=ids).logits[0, keep])
 
-
 def test_targets_are_all_answer_tokens_in_order_end_token_included():
     packed = opct.pack(PROMPTS, ANSWERS)
     assert packed.target.tolist() == [t for group in ANSWERS for a in group for t in a]
     assert packed.ids.shape == (1, 7 + 4 + 0 + 7 + 12 + 2 + 5)  # last tokens are no input
     assert packed.positions.max() == 12 + 5 - 1
 
-
 def test_answers_longer_than_the_prompt_do_not_see_each_other(llama):
     first, other = (opct.read(llama, opct.pack(PROMPTS[:1], [[y, prompt_of(20, 4)]]))
                     for y in (prompt_of(20, 3), prompt_of(20, 5)))
     torch.testing.assert_close(first[20:], other[20:])
-
 
 @pytest.mark.parametrize("budget", [1, 20, 30, 10 ** 6])
 def test_rows_keep_every_answer_once_in_order_and_the_budget(budget):
@@ -67,11 +60,9 @@ def test_rows_keep_every_answer_once_in_order_and_the_budget(budget):
     owners = [(w, c) for row in rows for w, c, g in row for _ in g]
     assert owners == [batch[0]] * 3 + [batch[1]] * 2
 
-
 def check(model):
     prompts = [(PROMPTS[0], PROMPTS[1]), (prompt_of(3, 0), prompt_of(9, 0))]
     opct.check_reading(model, prompts, opct.Config(max_new_tokens=5))
-
 
 @pytest.mark.parametrize("kind", ["rotary", "nested"])
 def test_a_model_that_is_misread_at_the_run_s_lengths_is_refused(kind, monkeypatch):

@@ -6,7 +6,6 @@ import pytest
 
 from data import reproduce
 
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """reproduce.py in an empty folder, with an experiment of two runs."""
@@ -17,7 +16,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"embedded": runs, "chat-model": runs})
     return tmp_path
 
-
 def results(value):
     """What results.json of a run holds."""
     m = {"value": value, "low": value - .1, "high": value + .1, "n": 40, "clusters": 20}
@@ -27,11 +25,9 @@ def results(value):
             "before": {"unseen": {"follow_wrapped": m}},
             "after": {"unseen": {"follow_wrapped": m}}}
 
-
 def test_the_results_page_shows_what_the_files_hold():
     page = (reproduce.RESULTS / "README.md").read_text(encoding="utf-8")
     assert reproduce.filled(page) == page and page.count("<!-- table: ") >= 10
-
 
 def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     for seed, value in enumerate((.2, .4)):
@@ -40,7 +36,6 @@ def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     assert "| unseen.follow_wrapped | 0.200 [0.100, 0.300] n 40 in 20 " \
            "| 0.300 (0.200–0.400) [0.100, 0.500] n 40 in 20 |\n" in table
     assert "x (2): 100 × 32" in table and "| 1.5 |" in table and "old" not in table
-
 
 def test_run_resumes_what_has_begun_and_skips_what_is_done(place, monkeypatch, capsys):
     calls = []
@@ -61,7 +56,6 @@ def test_run_resumes_what_has_begun_and_skips_what_is_done(place, monkeypatch, c
                      "opct.py --lr 1 --seed 0 --out out/reproduce/embedded-a-opct-seed0",
                      "opct.py --resume out/reproduce/embedded-a-opct-seed0"]
     assert [run["arm"] for run in reproduce.load("embedded")["runs"]] == ["sft", "opct"]
-
 
 @pytest.mark.parametrize("command", ["run", "run chat-model", "run chat-model --model none",
                                      "run embedded --only (", "fill none.md"])
