@@ -89,7 +89,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("questions start over", "run.done, cfg.steps)", "0, cfg.steps - run.done)"),
         ("Adam starts over", 'optimizer.load_state_dict(state["adam"])', "pass"),
         ("half a step is saved", "self.whole = False", "self.whole = True"),
-        ("other weights are taken", "check(state[what] == mine,", "check(True,"),
+        ("other weights are taken", 'check(self.origin == state["origin"],', "check(True,"),
         ("another lr is taken", '= {"resume",', '= {"resume", "lr",'),
         ("NaN reaches the weights", "check(norm.isfinite(),", "check(True,"),
         ("a signal loses the steps", "run.close()  #", "pass  #"),
