@@ -450,7 +450,7 @@ def words(text):
     return " ".join(re.findall(rf"(?<!\w)-\d+|[{spaceless}]|[^\W{spaceless}]+", text))
 
 def says(text, phrase):
-    return f" {words(phrase)} " in f" {words(text)} "
+    return words(phrase) != "" and f" {words(phrase)} " in f" {words(text)} "
 
 def named(answer, example):
     """The one candidate that an answer names. None if it names none, or several."""
@@ -459,7 +459,7 @@ def named(answer, example):
     aliases = example.get("aliases", {})
     forms = [(c, form) for c in options for form in [c, *aliases.get(c, [])]]
     if not forms:  # nothing to look for: the answers can still be compared
-        return words(answer)
+        return words(answer) or None
     letter = re.match(r"\W*(?:the )?(?:answer is )?\W*([a-z])(?:[).:]|\W*$)", answer, re.I)
     found = {c for c, form in forms if letter and form.upper() == letter[1].upper()}  # "B)"
     if not found:  # a letter in a sentence names nothing, nor does "New York" name York
@@ -1038,7 +1038,8 @@ def main(argv=None, train=train, Config=Config):
         for name in SIGNALS:
             signal.signal(getattr(signal, name), stop)
         if WORLD > 1:
-            dist.init_process_group()
+            with at("torchrun"):
+                dist.init_process_group()
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         train(parse_config(argv, Config))
