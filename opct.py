@@ -401,7 +401,7 @@ def train(cfg):
     try:
         for chosen in steps:
             batch = [prompts[i] for i in chosen[RANK::WORLD]]  # this process's share
-            seed = hash((cfg.seed, run.done, RANK))
+            seed = hash((cfg.seed, run.done, RANK))  # of ints: the same everywhere
             rng = torch.Generator(model.device).manual_seed(seed)
 
             # 1. on-policy: the student answers the wrapped prompts, at temperature 1
@@ -625,7 +625,7 @@ def read_jsonl(path):
     return rows
 
 def like(example, x):
-    """Is x, as read from JSON, built like the example?"""
+    """Does x, as read from JSON, have the types of the example?"""
     if isinstance(x, dict) and isinstance(example, dict):
         return all(like(next(iter(example.values())), v) for v in x.values())
     if isinstance(x, list) and isinstance(example, list):
@@ -681,8 +681,8 @@ def load_pairs(cfg, split):
         known = split in ("train", "seen")
         wrappers, pairs = [w for w in wrappers if (w["split"] == "train") == known], []
         for n, row in enumerate(rows):  # a question that is held out is tried in one wording
-            some = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
-            pairs += make(row, some, split)
+            wordings = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
+            pairs += make(row, wordings, split)
     there = sorted({p.example.get("category", "none") for p in pairs})
     pairs = [p for p in pairs if cfg.category in ("", p.example.get("category"))]
     check(pairs, f"{cfg.data or cfg.task}: no pair of split {split} and --category "
@@ -728,7 +728,7 @@ def end_tokens(model, tokenizer):
     return ends
 
 def encode_pairs(model, tokenizer, pairs, cfg):
-    """-> [(wrapped ids, clean ids)], tuples. UserError if an answer has no room behind one."""
+    """-> [(wrapped ids, clean ids)], tuples. UserError: over the context."""
     config, known = model.config.get_text_config(), {}
     context = getattr(config, "max_position_embeddings", None) or math.inf
     for pair, messages in [(p, m) for p in pairs for m in (p.wrapped, p.clean)]:
@@ -796,7 +796,7 @@ def prepare(cfg):
         check(cfg.resume or not out.exists() or not any(out.iterdir()),
               f"is not empty; name another folder, or continue its run: --resume {out}")
     check(cfg.task != "jailbreak" or (DATA / "refusals.txt").exists(),
-          "--task jailbreak: data/refusals.txt, which tells a refusal, is not beside opct.py")
+          "--task jailbreak: data/refusals.txt, its patterns, is not beside opct.py")
     pairs = load_pairs(cfg, "train")
     splits = {"sycophancy": ("unseen", "seen", "control"), "jailbreak": ("unseen", "seen")}
     splits = ("unseen",) if cfg.data else splits.get(cfg.task, ("unseen",))
@@ -971,7 +971,7 @@ FREE = {"resume", "steps", "save_every", "eval_questions", "device", "token_budg
 SIGNALS = [s for s in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, s)]
 
 def say(text):
-    """A line on stderr without control characters. A reader that is gone costs no step."""
+    """A line on stderr without control characters. A closed pipe stops no training."""
     if RANK == 0 or text.startswith("error"):
         text = "".join(c if c.isprintable() else " " for c in text)
         with contextlib.suppress(OSError, ValueError):
@@ -991,7 +991,7 @@ def sum_gradients(params):
         dist.all_reduce(p.grad)
 
 def check_config(cfg):
-    """Refuse what no run can have, on the command line and in a notebook alike."""
+    """Reject invalid settings, on the command line and in a notebook alike."""
     zero = ("steps", "max_new_tokens", "eval_questions", "seed", "target_temperature")
     for f in fields(cfg):
         flag, value = "--" + f.name.replace("_", "-"), getattr(cfg, f.name)
@@ -1025,7 +1025,7 @@ def parse_config(argv=None, Config=Config):
     return Config(**given)
 
 def stop(number, frame):
-    """Of the signals that end a run the first is obeyed, while the steps done are saved."""
+    """The first signal ends the run; further ones are ignored while it saves."""
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")

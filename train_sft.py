@@ -68,7 +68,7 @@ def train(cfg):
     targets = make_targets(model, prompts, cfg)  # SFT: answered once, now
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))
-    run = Run(cfg, model, optimizer, [prompts, targets])  # SFT: belongs to them
+    run = Run(cfg, model, optimizer, [prompts, targets])  # SFT: targets are data
     with teacher(model):
         before = evaluate(model, tokenizer, held_out, cfg)
 
