@@ -36,7 +36,8 @@ def finish(process):
         raise SystemExit("a run failed")
 
 def lines(out):
-    return (out / "log.jsonl").read_bytes().count(b"\n") if out.exists() else 0
+    log = out / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 def outcome(out):
     state = torch.load(out / "checkpoint.pt", weights_only=True)
