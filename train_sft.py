@@ -11,45 +11,54 @@ answered the clean one:
 
 So three things differ from opct.py: who writes the answers, when, and what is matched (one
 token, not the whole distribution). All else is the same: the questions of each step, the
-number of answers, the adapter, the optimizer, the seeds, the evaluation.
+number of answers, the adapter, the optimizer, the seeds, the evaluation. The second and the
+third can be undone alone, to see which of the three matters:
 
-    python train_sft.py                           the embedded model, about a minute
+    python train_sft.py                           the embedded model, under a minute
     python train_sft.py --target-temperature 0    one target per question, as in the paper
+    python train_sft.py --targets step            the base model answers anew in each step
+    python train_sft.py --loss kl                 match its distribution; --kl: which way
 """
 import itertools
 import sys
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn as nn
 
 import opct
-from opct import (RANK, WORLD, Run, add_lora, answer_all, batches, evaluate, micro_batches,
-                  pack, prepare, read, sum_gradients, teacher, total)
+from opct import (Run, add_lora, batches, check, evaluate, micro_batches, pack, prepare,
+                  read, sample, teacher, token_kl, token_kl_forward)
 
 
-# 1. Config: that of opct.py (--kl has no effect), and how the targets are drawn
+# 1. Config: that of opct.py, how the targets are drawn, and what is matched
 
 @dataclass
 class Config(opct.Config):
     target_temperature: float = 1.0  # of the base model's answers; 0: the likeliest
+    targets: Literal["fixed", "step"] = "fixed"  # drawn once, or anew in each step
+    loss: Literal["nll", "kl"] = "nll"  # match each token, or the base model's distribution
 
     def __post_init__(self):
         self.out = self.out or self.resume or f"out/{self.task}-sft"
         super().__post_init__()
+        check(self.kl != "sampled", "--kl sampled: takes answers of the student, as opct.py")
 
 
 # 2. Targets: what the base model says without the bait
 
-def make_targets(model, prompts, cfg):
-    """K answers of the base model to each clean prompt, drawn once. prompts: (wrapped, clean)
-    ids. -> {clean ids: K lists of ids}; at temperature 0 one, for all K would be the same."""
-    asked = sorted(dict.fromkeys(clean for _, clean in prompts), key=len)
-    rng = torch.Generator(model.device).manual_seed(cfg.seed)
+def make_targets(model, asked, cfg, rng):
+    """Answers of the base model to clean prompts (tuples of ids), 64 prompts at a time. ->
+    {prompt: K lists of ids}; at temperature 0 one, for all K would be the same."""
+    asked, targets = sorted(dict.fromkeys(asked), key=len), {}
     samples = cfg.samples if cfg.target_temperature > 0 else 1
-    answers = answer_all(model, asked, cfg, samples, cfg.target_temperature, rng)
-    return dict(zip(asked, answers))
+    with teacher(model):
+        for part in (asked[i:i + 64] for i in range(0, len(asked), 64)):
+            targets.update(zip(part, sample(model, part, samples, cfg.max_new_tokens,
+                                            cfg.target_temperature, model.eos, rng)))
+    return targets
 
 
 # 3. Loss: cross-entropy by hand
@@ -65,7 +74,8 @@ def train(cfg):
     """Evaluate, train, evaluate; write the run's files to cfg.out. -> model, tokenizer,
     results (of results.json). UserError: what is wrong, and what to do."""
     model, tokenizer, pairs, prompts, held_out = prepare(cfg)  # prompts: (wrapped, clean)
-    targets = make_targets(model, prompts, cfg)  # SFT: answered once, now
+    rng = torch.Generator(model.device).manual_seed(cfg.seed)  # SFT
+    targets = make_targets(model, [clean for _, clean in prompts], cfg, rng)  # SFT: once
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))
     run = Run(cfg, model, optimizer, [prompts, targets])  # SFT: targets are data
@@ -73,32 +83,40 @@ def train(cfg):
         before = evaluate(model, tokenizer, held_out, cfg)
 
     steps = itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps)
-    run.clock = time.time()
     try:
         for chosen in steps:
-            batch = [prompts[i] for i in chosen[RANK::WORLD]]  # this process's share
+            began, batch = time.time(), [prompts[i] for i in chosen]
+            seed = hash((cfg.seed, run.done))  # of ints: the same everywhere
+            rng = torch.Generator(model.device).manual_seed(seed)
 
-            # 1. SFT: the base model has answered the clean prompts
-            answers = [targets[clean] for _, clean in batch]  # SFT: not sampled now
-            [tokens] = total(sum(len(y) for group in answers for y in group))
+            # 1. SFT: the base model has answered the clean prompts, or does so now
+            if cfg.targets == "step":  # SFT
+                targets = make_targets(model, [clean for _, clean in batch], cfg, rng)  # SFT
+            answers = [targets[clean] for _, clean in batch]  # SFT
+            tokens = sum(len(y) for group in answers for y in group)
             loss_sum = 0.0
             for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
-                # 2. SFT: no teacher reads them
+                # 2. SFT: a teacher reads them only where its distribution is matched
+                if cfg.loss == "kl":  # SFT
+                    with teacher(model), torch.no_grad():  # SFT
+                        t = read(model, pack(clean, ys))  # (N, V) SFT
                 # 3. the student reads them behind the wrapped ones, SFT: learns each token
                 packed = pack(wrapped, ys)
                 s = read(model, packed)  # (N, V) what it says with the bait
-                nll = token_nll(s, packed.target.to(s.device))  # (N,) SFT: no KL
-                loss = nll.sum() / tokens  # SFT: as the KL, of the whole step
+                target = packed.target.to(s.device)  # (N,) SFT
+                nats = (token_nll(s, target) if cfg.loss == "nll" else  # SFT: no KL
+                        token_kl(s, t) if cfg.kl == "reverse" else  # SFT
+                        token_kl_forward(s, t))  # (N,) SFT
+                loss = nats.sum() / tokens  # SFT: as the KL, of the whole step
                 loss.backward()
                 loss_sum += loss.item()
 
-            # 4. one step of Adam on the gradient of all processes
-            sum_gradients(params)
+            # 4. one step of Adam
             norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-            run.before_update(loss_sum, answers, norm)
+            check(norm.isfinite(), "a gradient is NaN or infinite: lower --lr")
             optimizer.step()
             optimizer.zero_grad()
-            run.after_update()
+            run.step(loss_sum, answers, norm, time.time() - began)
     finally:
         run.close()  # whatever ended the loop, the steps done are saved
 

@@ -2,25 +2,34 @@
 
     python data/reproduce.py run embedded    both arms on three tasks, the embedded model
     python data/reproduce.py run sweep --only lr    the runs whose name matches a pattern
-    python data/reproduce.py run chat-model --model FOLDER --seeds 2    a real chat model
+    python data/reproduce.py run cube --model FOLDER    a chat model: what matters in OPCT?
     python data/reproduce.py    print every table
     python data/reproduce.py fill README.md data/results/README.md    renew their tables
+    python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
-`run` trains what EXPERIMENTS lists and keeps what was measured in data/results/NAME.json.
-Interrupted, it continues: a run that is in the file is skipped, one that has begun is
-resumed from its folder in out/reproduce/; to train it again, delete both. In a markdown
-file a table stands between the lines <!-- table: NAME --> and <!-- end -->.
+`run` keeps what was measured in data/results/NAME.json (cube-FOLDER.json). Interrupted, it
+continues: what is in the file is skipped, a run that had only begun is trained anew. In a
+markdown file a table stands between the lines <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
+import html
 import json
+import math
 import re
-import subprocess
+import shutil
 import sys
+import time
 from pathlib import Path
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import opct  # noqa: E402
+import train_sft  # noqa: E402
+from opct import UserError  # noqa: E402
+
 RESULTS = ROOT / "data/results"
-ARMS = {"sft": "train_sft.py", "opct": "opct.py"}
+SCRIPTS = {"opct": opct, "sft": train_sft}
 TASKS = {  # metrics of the tables; the first shows the fault, the second an overdone cure
     "sycophancy": "unseen.follow_wrapped unseen.accuracy_clean unseen.accuracy_wrapped "
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
@@ -33,147 +42,210 @@ SWEEP = {  # one setting at a time differs from the defaults
     "2-prompts-x-16": "--prompts 2 --samples 16",
     "2-prompts-x-4": "--prompts 2 --samples 4", "answers-of-4-tokens": "--max-new-tokens 4",
     "25-steps": "--steps 25", "50-steps": "--steps 50", "200-steps": "--steps 200"}
-SMALL = {"sycophancy": (30, 60), "jailbreak": (20, 24), "safety": (30, 16)}  # for a CPU
-EXPERIMENTS = {  # name: [(run, script, flags)]; each run is trained with every seed
-    "embedded": [(f"{task}-{arm}", script, f"--task {task} --eval-questions 0")
-                 for task in TASKS for arm, script in ARMS.items()],
-    "steps": [(f"{task}-{arm}-{n}", script, f"--task {task} --eval-questions 0 --steps {n}")
-              for task in TASKS for n in (25, 50, 200) for arm, script in ARMS.items()],
-    "sweep": [(name, "opct.py", "--eval-questions 150 " + SWEEP[name]) for name in SWEEP],
-    "long": [("300-steps", "opct.py", "--steps 300 --eval-questions 60")],
-    "chat-model": [
-        ("capitals-opct", "opct.py", "--category capitals --steps 20 --eval-questions 30"),
-        ("all-categories-opct", "opct.py", "--eval-questions 150"),
-        *((f"{task}-{arm}", script,
-           f"--task {task} --steps {steps} --prompts 4 --eval-questions {questions}")
-          for task, (steps, questions) in SMALL.items() for arm, script in ARMS.items())]}
+ARMS = {  # of cube: who writes the answers, when, and what is matched on them
+    "opct": "opct", "sft": "sft", "sft-greedy": "sft --target-temperature 0",
+    "fixed-reverse": "sft --loss kl", "step-nll": "sft --targets step",
+    "step-reverse": "sft --targets step --loss kl",
+    "fixed-forward": "sft --loss kl --kl forward", "opct-forward": "opct --kl forward"}
+ONCE = {  # further ones, last and with seed 0 alone
+    "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
+    "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
+    "opct-all": "opct --category=", "sft-all": "sft --category="}
+CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 40 "
+        "--token-budget 1024")
+EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
+    "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
+                                        for task in TASKS for arm in ("sft", "opct")}),
+    "sweep": ("--eval-questions 150", {name: f"opct {SWEEP[name]}" for name in SWEEP}),
+    "cube": (CUBE, {**ARMS, **ONCE})}
+POINTS = 0, 10, 20, 40  # cube evaluates after these steps
+MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
+JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
+          "control.accuracy_wrapped", "capability", "drift"]
+CURVES = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0]}
+COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
+          "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # seen on light and on dark
 
-
-class UserError(Exception):
-    """An error the user can fix, told in one line."""
-
+# 1. Train, and keep what was measured
 
 def load(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
 
 def add(experiment, entry):
     """Put a run into the experiment's file, one line per run, replaced in one move."""
     path = RESULTS / f"{experiment}.json"
     runs = (load(experiment)["runs"] if path.exists() else []) + [entry]
     lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
-    beside = path.with_suffix(".new")
-    beside.write_text(f'{{"experiment": "{experiment}", "runs": [\n{lines}\n]}}\n', "utf-8")
-    beside.replace(path)
+    opct.write(path, f'{{"experiment": "{experiment}", "runs": [\n{lines}\n]}}\n'.encode())
 
+def point(found, pairs, cfg):
+    """What evaluate() found, with a mark per pair for its answers: 1, 0 or - (has none)."""
+    marks = {s: dict.fromkeys(MARKED, "") for s in ("unseen", "transfer", "control")}
+    for pair, a in zip(pairs, found["answers"]):
+        shown = opct.marks(cfg.task, pair.example, a["clean_verdict"], a["wrapped_verdict"])
+        for m in MARKED if pair.split in marks else ():
+            marks[pair.split][m] += str(int(shown[m])) if m in shown else "-"
+    text = json.dumps({k: v for k, v in found.items() if k != "answers"} | {"marks": marks})
+    return json.loads(text, parse_float=lambda number: round(float(number), 5))
 
 def train(experiment, name, script, flags, model):
-    """Train, resume, or take the finished run as it is. -> its entry in the file"""
-    which = Path(model).name  # the results name the model, not where it lies
-    out = "out/reproduce/" + "-".join(filter(None, [experiment, which, name]))
-    results = ROOT / out / "results.json"
-    if not results.exists():
-        argv = f"{flags} --out {out}".split() + (["--model", model] if model else [])
-        if (ROOT / out / "log.jsonl").exists():
-            argv = ["--resume", out]
-        results.parent.parent.mkdir(parents=True, exist_ok=True)
-        with open(ROOT / f"{out}.txt", "a", encoding="utf-8") as output:
-            code = subprocess.run([sys.executable, script, *argv], cwd=ROOT, stdout=output,
-                                  stderr=subprocess.STDOUT).returncode
-        if code or not results.exists():
-            raise UserError(f"{name} failed with exit code {code}; output: {out}.txt")
-    result = json.loads(results.read_text(encoding="utf-8"))
-    if model:
-        result["config"]["model"] = which
-    return {"arm": "sft" if script == ARMS["sft"] else "opct", "name": name, **result}
+    """Train from the start; with a model evaluate at POINTS, too. -> entry in the file"""
+    out, began = f"out/reproduce/{experiment}-{name}", time.time()
+    shutil.rmtree(ROOT / out, ignore_errors=True)
+    argv = [*flags, "--out", str(ROOT / out)] + (["--model", model] if model else [])
+    Run, evaluate, points, held_out, done, spent = script.Run, script.evaluate, {}, (), 0, 0
 
+    class Watched(Run):
+        def step(self, *measured):
+            nonlocal done
+            super().step(*measured)
+            done = self.done
+            if done in POINTS and done < self.cfg.steps:  # train() does so after the last
+                watched(self.model, *held_out, self.cfg)
+
+    def watched(model, tokenizer, pairs, cfg):
+        nonlocal held_out, spent
+        start, found = time.time(), evaluate(model, tokenizer, pairs, cfg)
+        held_out, points[str(done)] = (tokenizer, pairs), point(found, pairs, cfg)
+        spent += time.time() - start
+        return found
+    try:
+        if model:
+            script.Run, script.evaluate = Watched, watched
+        result = script.train(opct.parse_config(argv, script.Config))[2]
+    finally:
+        script.Run, script.evaluate = Run, evaluate
+    result["config"]["out"] = out
+    if not model:
+        return {"arm": "opct" if script is opct else "sft", "name": name, **result}
+    result["config"]["model"] = Path(model).name  # not where it lies
+    seconds = round(time.time() - began - spent, 1)  # without the evaluations
+    questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
+                 for split in points["0"]["marks"]}
+    kept = {key: result[key] for key in ("config", "versions", "hardware")}
+    return {"arm": name.rpartition("-seed")[0], "name": name, **kept, "seconds": seconds,
+            "questions": questions, "points": points}
 
 def run(experiment, model, seeds, only):
     if experiment not in EXPERIMENTS:
         raise UserError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}")
-    if (experiment == "chat-model") != bool(model):
-        raise UserError("chat-model needs --model FOLDER, the other experiments take none")
+    if (experiment == "cube") != bool(model):
+        raise UserError("cube needs --model FOLDER, the other experiments take none")
     if model and not (Path(model) / "config.json").exists():
         raise UserError(f"--model {model}: not a model folder, it has no config.json")
     model = str(Path(model).resolve()) if model else ""
-    done = load(experiment)["runs"] if (RESULTS / f"{experiment}.json").exists() else []
-    if model and done and done[0]["config"]["model"] != Path(model).name:
-        raise UserError(f"data/results/{experiment}.json has another model: rename it")
-    for seed in range(seeds):
-        for run_name, script, flags in EXPERIMENTS[experiment]:
-            name, flags = f"{run_name}-seed{seed}", f"{flags} --seed {seed}"
-            if re.search(only, name) and name not in [entry["name"] for entry in done]:
-                print(f"{name}: {script} {flags}", flush=True)
-                add(experiment, train(experiment, name, script, flags, model))
-    print(f"data/results/{experiment}.json holds all of these runs")
+    common, arms = EXPERIMENTS[experiment]
+    file = f"cube-{Path(model).name}" if model else experiment
+    jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
+    jobs += [(arm, 0) for arm in arms if arm in ONCE]
+    for arm, seed in jobs:
+        name, exists = f"{arm}-seed{seed}", (RESULTS / f"{file}.json").exists()
+        done = [entry["name"] for entry in load(file)["runs"]] if exists else []
+        if re.search(only, name) and name not in done:
+            script, *own = arms[arm].split()
+            flags = [*common.split(), *own, "--seed", str(seed)]
+            print(f"{name}: {SCRIPTS[script].__name__}.py", *flags, flush=True)
+            add(file, train(file, name, SCRIPTS[script], flags, model))
+    print(f"data/results/{file}.json holds all of these runs")
 
 
-def cell(runs, side, path):
-    """mean (lowest–highest seed) [an interval that contains every seed's own] n"""
-    split, _, metric = path.partition(".")
-    found = [run[side].get(split, {}) for run in runs]
-    found = [part.get(metric) if metric else part for part in found]
-    if not all(found) or (side, path) == ("before", "drift"):  # no drift yet, by definition
+# 2. Tables
+
+def dig(found, path):
+    for key in path.split("."):
+        found = found.get(key, {})
+    return found
+
+def gather(items):
+    """[(key, value)] -> {key: values}"""
+    out = {}
+    for key, value in items:
+        out.setdefault(key, []).append(value)
+    return out
+
+def by_arm(runs):
+    return gather((re.sub(r"-seed\d+$", "", run["name"]), run) for run in runs)
+
+def by_question(evaluations, path):
+    """-> {question: its marks, True or False, in these evaluations}"""
+    return gather((question, mark == "1") for e in evaluations for question, mark in zip(
+        dig(e, "questions." + path.split(".")[0]), dig(e, "marks." + path)) if mark != "-")
+
+def cell(evaluations, path):
+    """mean (lowest–highest seed) [interval] n. The interval is of the marks of all seeds,
+    drawn by question; where there are no marks, one that contains every seed's own."""
+    found = [dig(e, path) for e in evaluations]
+    if not all(found):
         return ""
     digits, values = 4 if path == "drift" else 3, [m["value"] for m in found]
-    mean, least, most, low, high = (f"{x:.{digits}f}" for x in (
-        sum(values) / len(values), min(values), max(values),
+    if marks := by_question(evaluations, path):
+        found = [opct.interval(*zip(*((mark, q) for q in marks for mark in marks[q])))]
+    middle, least, most, low, high = (f"{x:.{digits}f}" for x in (
+        mean(values), min(values), max(values),
         min(m["low"] for m in found), max(m["high"] for m in found)))
-    mean += f" ({least}–{most})" if least != most else ""
+    middle += f" ({least}–{most})" if least != most else ""
     n = span([m["n"] for m in found])
     clusters = span([m.get("clusters", m["n"]) for m in found])  # low and high are of these
-    return f"{mean} [{low}, {high}] n {n}" + (f" in {clusters}" if clusters != n else "")
+    return f"{middle} [{low}, {high}] n {n}" + (f" in {clusters}" if clusters != n else "")
 
+def difference(base, other, path):
+    """other - base, question by question, each of them the mean of its seeds."""
+    base, other = by_question(base, path), by_question(other, path)
+    both = [question for question in base if question in other]
+    if not both:
+        return ""
+    m = opct.interval([mean(other[q]) - mean(base[q]) for q in both], both)
+    return f"{m['value']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] {m['n']} questions"
 
 def span(values):
     low, high = shown(min(values)), shown(max(values))
     return low if low == high else f"{low}–{high}"
-
 
 def shown(x):
     if isinstance(x, dict):
         return ", ".join(f"{key}: {shown(value)}" for key, value in x.items() if value)
     return (f"{x:,.0f}" if x >= 100 else f"{x:.3g}") if isinstance(x, float) else str(x)
 
-
 def markdown(lines, results):
     """The table, its first line the heading; and on what the results were measured."""
     rows = ["| " + " | ".join(map(shown, line)) + " |" for line in lines]
     rows.insert(1, "|" + " --- |" * len(lines[0]))
-    where = dict.fromkeys(shown({**r.get("hardware", {}), **r["versions"]}) for r in results)
+    where = dict.fromkeys(shown(r.get("hardware", {}) | r["versions"]) for r in results)
     return "\n".join([*rows, "", " / ".join(where)])
 
-
-def measured(*names, short=False):
-    """Before and after training, seeds together. short: one table, else one per task."""
-    runs, tables, all_lines = [run for name in names for run in load(name)["runs"]], [], []
-    runs.sort(key=lambda run: [run["config"][key] for key in (
+def rows(runs, metrics):
+    """Before and after training, a line per arm, seeds together. The last metric: drift."""
+    lines, last = [], []
+    runs = sorted(runs, key=lambda run: [run["config"][key] for key in (
         "eval_questions", "max_new_tokens", "steps")])  # the same evaluation side by side
+    for name, seeds in by_arm(runs).items():
+        before = [cell([seeds[0]["before"]], m) for m in metrics[:-1]]
+        c = seeds[0]["config"]
+        if before != last:  # not all were evaluated alike
+            lines.append([f"{c['task']}, before", *before, "", ""])
+            last = before
+        seconds = [run.get("training_seconds") or run["seconds"] for run in seeds]
+        lines.append([
+            f"{name} ({len(seeds)}): {c['steps']} × {c['prompts'] * c['samples']}",
+            *(cell([run["after"] for run in seeds], m) for m in metrics),
+            span([round(s / 60, 1) for s in seconds])])
+    return lines
+
+def measured(name, short=False):
+    """short: one table, else one per task."""
+    runs, tables, all_lines = load(name)["runs"], [], []
     for task, metrics in TASKS.items():
         metrics = [*metrics.split(), "unseen.unparsed", "unseen.kl", "capability", "drift"]
         metrics = metrics[:2] + metrics[-2:] if short else metrics
-        groups, lines, last = {}, [["", *metrics, "minutes"]], []
-        for run in runs:
-            if run["config"]["task"] == task:
-                groups.setdefault(re.sub(r"-seed\d+$", "", run["name"]), []).append(run)
-        for name, seeds in groups.items():
-            c, before = seeds[0]["config"], [cell(seeds[:1], "before", m) for m in metrics]
-            if before != last:  # not all were evaluated alike
-                lines.append([f"{task}, before", *before, ""])
-                last = before
-            seconds = [run.get("training_seconds", run.get("seconds")) for run in seeds]
-            lines.append([
-                f"{name} ({len(seeds)}): {c['steps']} × {c['prompts'] * c['samples']}",
-                *(cell(seeds, "after", m) for m in metrics),
-                "" if None in seconds else span([round(s / 60, 1) for s in seconds])])
-        all_lines += lines[1:]
-        if groups:
-            tables.append(markdown(list(zip(*lines)), sum(groups.values(), [])))
+        found = [run for run in runs if run["config"]["task"] == task]
+        lines = rows(found, metrics)
+        all_lines += lines
+        if found:
+            tables.append(markdown(list(zip(["", *metrics, "minutes"], *lines)), found))
     heading = ["run (seeds): steps × answers", "follows ↓ / declines ↑ / warns ↑",
                "right without bait ↑ / answers harmless ↑ / overwarns ↓", "capability ↑",
                "drift, nats per token ↓", "minutes"]
     return markdown([heading, *all_lines], runs) if short else "\n\n".join(tables)
-
 
 def records(name, rows, columns=""):
     """What a script in tests/ measured, under the names it uses in its file."""
@@ -182,26 +254,109 @@ def records(name, rows, columns=""):
     lines = [[row.get(column, "") for column in heading] for row in rows(result)]
     return markdown([heading, *lines], [result])
 
+def cubes():
+    """-> {model: {arm: runs}}; "before" and "after" are a run's first and last point."""
+    out = {p.stem[5:]: load(p.stem)["runs"] for p in sorted(RESULTS.glob("cube-*.json"))}
+    if not out:
+        raise FileNotFoundError(2, "no results", "cube-*.json")
+    for run in sum(out.values(), []):
+        for p in run["points"].values():
+            p["questions"] = run["questions"]
+        run["before"], *_, run["after"] = run["points"].values()
+    return {model: by_arm(runs) for model, runs in out.items()}
+
+def curve(runs, path):
+    """-> {step: the value of each seed}"""
+    return {int(step): [dig(run["points"][step], path)["value"] for run in runs]
+            for step in runs[0]["points"]}
+
+def cube():
+    """Of each model: the arms after the last step; their difference to opct; the curves."""
+    parts, names = [], [*CURVES, "drift"]
+    for model, arms in cubes().items():
+        runs, steps = sum(arms.values(), []), [*curve(next(iter(arms.values())), "drift")]
+        ends = {arm: [run["after"] for run in seeds] for arm, seeds in arms.items()}
+        lines = [["run (seeds): steps × answers", *JUDGED, "minutes"], *rows(runs, JUDGED)]
+        gaps = [["after the last step", *CURVES]]
+        curves = [[" / ".join(names), *(f"after {step} steps" for step in steps)]]
+        for arm, seeds in arms.items():
+            gap = [difference(ends.get("opct", []), ends[arm], m) for m in CURVES.values()]
+            gaps += [[f"{arm} − opct", *gap]] if all(gap) and arm != "opct" else []
+            if arm in ARMS:
+                ways = [curve(seeds, CURVES.get(name, name)) for name in names]
+                curves.append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
+                                      for step in steps)])
+        parts += [f"**{model}**", markdown(lines, runs), *(
+            markdown(table, []).strip() for table in (gaps, curves))]
+    return "\n\n".join(parts)
+
+
+# 3. The picture
+
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 790 {height}" role="img"
+font-family="sans-serif" font-size="13"><title>Right answers while training</title><style>
+text {{ fill: #24292f }} line {{ stroke: #d0d7de }} rect {{ fill: #ffffff }}
+@media (prefers-color-scheme: dark) {{
+  text {{ fill: #e6edf3 }} line {{ stroke: #3d444d }} rect {{ fill: #0d1117 }} }}
+[color] text {{ fill: currentColor }} polygon {{ fill: currentColor; opacity: 0.13 }}
+polyline {{ fill: none; stroke: currentColor; stroke-width: 2 }}
+</style><rect width="100%" height="100%"/>
+{body}
+</svg>
+"""
+
+def panel(curves, most):
+    """A diagram: a line per arm, a band over its seeds, its name at the end of the line."""
+    svg, steps, label = [], [*next(iter(curves.values()))], -99
+
+    def at(step, value):
+        return f"{230 * step / steps[-1]:.1f},{200 - 200 * value / most:.1f}"
+    for tenth in range(round(10 * most) + 1):
+        y = 200 - 20 * tenth / most
+        svg.append(f'<line x2="230" y1="{y:.1f}" y2="{y:.1f}"/>'
+                   f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
+    for step in steps:
+        x = 230 * step / steps[-1]
+        svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
+    for arm, c in sorted(curves.items(), key=lambda item: -mean(item[1][steps[-1]])):
+        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # none on another
+        line = " ".join(at(s, mean(c[s])) for s in steps)
+        band = [at(s, max(c[s])) for s in steps] + [at(s, min(c[s])) for s in steps[::-1]]
+        svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
+                f'<polyline points="{line}"/>'
+                f'<text x="236" y="{label:.1f}">{arm}</text></g>']
+    return "\n".join(svg)
+
+def drawn():
+    """The curves of cube as an SVG picture, a row per model."""
+    svg, models = [], {m: arms for m, arms in cubes().items() if {*arms} & {*COLORS}}
+    for row, (model, arms) in enumerate(models.items()):
+        diagrams = [{arm: curve(arms[arm], path) for arm in COLORS if arm in arms}
+                    for path in CURVES.values()]
+        most = max(max(map(max, c.values())) for d in diagrams for c in d.values())
+        title = f"{html.escape(model)}, trained on capitals, asked other questions"
+        svg.append(f'<text x="14" y="{310 * row + 26}" font-weight="bold">{title}</text>')
+        for n, (title, curves) in enumerate(zip(CURVES, diagrams)):
+            svg += [f'<g transform="translate({54 + 390 * n} {310 * row + 68})">',
+                    f'<text y="-14">{title.capitalize()}, share of questions</text>',
+                    '<text x="115" y="238" text-anchor="middle">training steps</text>',
+                    panel(curves, math.ceil(10 * most or 1) / 10), "</g>"]
+    return SVG.format(height=310 * len(models) + 10, body="\n".join(svg))
+
+
+# 4. Command line
 
 TABLES = {  # name: function that makes it
     "embedded": lambda: measured("embedded", short=True),
     "embedded-long": lambda: measured("embedded"),
-    "steps": lambda: measured("embedded", "steps", short=True),
-    "chat-model": lambda: measured("chat-model", short=True),
-    "chat-model-long": lambda: measured("chat-model"),
-    "sweep": lambda: measured("sweep", short=True),
-    "long": lambda: measured("long", short=True),
-    "embedded-earlier": lambda: measured("embedded-earlier"),
-    "steps-earlier": lambda: measured("embedded-earlier", "steps-earlier", short=True),
-    "smollm2": lambda: measured("smollm2", short=True),
-    "smollm2-long": lambda: measured("smollm2"),
+    "sweep": lambda: measured("sweep", short=True), "cube": cube,
     "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
                              "rival rival_s times_faster ours_gb rival_gb"),
     "families": lambda: records("families", lambda r: [
         {"family": name, **row} for name, row in r["families"].items()]),
+    "judges": lambda: records("judges", lambda r: r["rows"]),
     "kills": lambda: records("kills", lambda r: [r], "kills same minutes"),
     "fuzz": lambda: records("fuzz", lambda r: [r], "inputs refused taken tracebacks")}
-
 
 def filled(text):
     """The markdown text with every table in it as the result files have it now."""
@@ -215,30 +370,27 @@ def filled(text):
     return re.sub(r"^(<!-- table: (\S+) -->\n)(?:(?!<!-- ).*\n)*<!-- end -->$", table, text,
                   flags=re.M)
 
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", nargs="?", choices=["tables", "run", "fill"],
+    parser.add_argument("command", nargs="?", choices=["tables", "run", "fill", "draw"],
                         default="tables")
-    parser.add_argument("names", nargs="*", help="an experiment to run; files to fill")
-    parser.add_argument("--model", default="", help="chat-model: the model folder")
+    parser.add_argument("names", nargs="*", help="an experiment; files to fill or draw")
+    parser.add_argument("--model", default="", help="cube: the folder of a chat model")
     parser.add_argument("--seeds", type=int, default=3, help="run seeds 0 to N - 1")
     parser.add_argument("--only", default="", help="run those whose name matches this")
     args = parser.parse_intermixed_args(argv)
     try:
         if args.command == "run":
             run(" ".join(args.names), args.model, args.seeds, args.only)
-        elif args.command == "fill":
-            for path in map(Path, args.names):
-                path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
-        else:
-            for name in TABLES:
-                print(filled(f"<!-- table: {name} -->\n<!-- end -->\n"))
-    except (UserError, OSError, re.error, KeyboardInterrupt) as error:
+        for path in map(Path, args.names if args.command in ("fill", "draw") else ()):
+            new = drawn() if args.command == "draw" else filled(path.read_text("utf-8"))
+            path.write_text(new, "utf-8")
+        for name in TABLES if args.command == "tables" else ():
+            print(filled(f"<!-- table: {name} -->\n<!-- end -->\n"))
+    except (UserError, OSError, RuntimeError, re.error, KeyboardInterrupt) as error:
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return 2
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ and log (but for times) must be equal.
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,9 @@ FLAGS = ("--steps 20 --category capitals --prompts 4 --samples 2 --max-new-token
 
 def start(script, out):
     """Begin the run, or resume it if it has begun."""
-    begun = (out / "log.jsonl").exists() and (out / "log.jsonl").stat().st_size > 0
+    begun = (out / "checkpoint.pt").exists()  # else there is nothing to resume
+    if not begun:
+        shutil.rmtree(out, ignore_errors=True)
     flags = ["--resume", str(out)] if begun else [*FLAGS, "--out", str(out)]
     return subprocess.Popen([sys.executable, script, *flags], cwd=ROOT,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

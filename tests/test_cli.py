@@ -30,8 +30,8 @@ def error_of(argv, capsys, **how):
     ("--lr", "--lr"), ("--lr 0", "--lr"), ("--prompts 0", "--prompts"),
     ("--samples 0", "--samples"), ("--grad-clip 0", "--grad-clip"), ("--seed -1", "--seed"),
     ("--seed 18446744073709551616", "--seed"), ("--task cooking", "--task"),
-    ("--kl forward", "--kl"), ("--device moon", "--device"), ("--prompts 900", "394"),
-    ("--thinking loud", "--thinking"), ("--category golf", "animals, body"),
+    ("--kl exact", "--kl"), ("--device moon", "--device"), ("--prompts 900", "394"),
+    ("--category golf", "category golf"),
     ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing"),
     ("--target-temperature 1", "--target-temperature")])
 def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch):
@@ -39,9 +39,9 @@ def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monke
     assert words in error_of(argv.split(), capsys)
 
 @pytest.mark.parametrize("settings", [
-    {"task": "foo"}, {"kl": "Exact"}, {"grad_clip": 0.0}, {"lr": -1}, {"lr": "1e-3"},
+    {"task": "foo"}, {"kl": "Reverse"}, {"grad_clip": 0.0}, {"lr": -1}, {"lr": "1e-3"},
     {"lr": float("inf")}, {"steps": 1.5}, {"prompts": True}, {"dtype": torch.float32},
-    {"data": None}, {"out": ROOT}, {"thinking": True}])
+    {"data": None}, {"out": ROOT}])
 def test_a_notebook_gets_the_same_message(settings):
     with pytest.raises(opct.UserError, match="--" + [*settings][0].replace("_", "-")):
         opct.Config(**settings)
@@ -92,16 +92,13 @@ def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(tmp_path):
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
     assert model.eos == {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
-def test_a_prompt_ends_where_the_assistant_speaks_and_knows_no_clock(tiny, monkeypatch):
+def test_a_prompt_ends_where_the_assistant_speaks_and_asks_for_no_thinking(tiny, monkeypatch):
     tokenizer, ask = tiny[1], opct.chat("Why?")
     assert tokenizer.decode(opct.encode(tokenizer, ask)) == (
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }} "
                         "{{ enable_thinking }} {{ thinking }}")
-    for switch, text in (("on", "Why? True True"), ("off", "Why? False False")):
-        assert tokenizer.decode(opct.encode(tokenizer, ask, switch)) == text
-    tokenizer.chat_template = "{{ messages[0].content }} {{ strftime_now('%f') }}"
-    assert opct.encode(tokenizer, ask) == opct.encode(tokenizer, ask)  # microseconds
+    assert tokenizer.decode(opct.encode(tokenizer, ask)) == "Why? False False"
 
 @pytest.mark.parametrize("text, words", [
     ("a<|im_end|>\x1b[2J\u202e", "control token"), ("a <|endoftext|>", "control token"),
@@ -111,12 +108,6 @@ def test_data_cannot_smuggle_in_tokens_or_exceed_the_context(text, words, capsys
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     line = error_of(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1"], capsys)
     assert "own.jsonl, line 1" in line and words in line
-
-def test_a_token_that_the_model_does_not_have_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr(opct, "encode", lambda *_: [5120])
-    pair = opct.Pair(opct.chat("a"), opct.chat("b"), {}, "", "")
-    with pytest.raises(opct.UserError, match="5120"):
-        opct.encode_pairs(*tiny, [pair], opct.Config())
 
 @pytest.mark.parametrize("name, words", [
     ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "--out")])
@@ -139,8 +130,8 @@ def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(t
     done = subprocess.run(command("--steps", "2", "--out", "käse"), cwd=tmp_path, env=env,
                           capture_output=True, text=True)
     first, *table = done.stdout.splitlines()
-    assert all(w in first for w in ("%", "n = 4", "capability", "drift", "adapter"))
-    assert any(line.split()[0] == "follow_wrapped" for line in table)
+    assert all(w in first for w in ("%", "n = 4", "adapter"))
+    assert {"follow_wrapped", "capability", "drift"} < {line.split()[0] for line in table}
     assert done.returncode == 0 and (tmp_path / "käse/results.json").exists()
 
 def test_a_reader_that_is_gone_costs_no_step(tmp_path):

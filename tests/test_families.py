@@ -16,10 +16,10 @@ def test_every_family_is_read_as_the_library_reads_it(family):
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_would_be_misread_or_not_adapted_is_refused_by_name(family, tmp_path, tiny):
-    reasons = {"Llama 4": "chunked_attention", "Falcon-H1": "hybrid", "LFM2": "conv",
+    reasons = {"Llama 4": "masks and cache", "Falcon-H1": "recurrent state", "LFM2": "masks and cache",
                **dict.fromkeys(["MPT", "GPT-Neo"], "masks and cache"),
                "GPT-2": "linear", "T5": "T5Config", "ModernBERT": "ModernBertConfig"}
-    assert reasons.get(family, "linear_attention") in refusal(family, tmp_path, tiny[1])
+    assert reasons.get(family, "recurrent state") in refusal(family, tmp_path, tiny[1])
 
 @pytest.mark.parametrize("family", ["Gemma 2", "Qwen3-MoE", "Gemma 3, with images"])
 def test_a_folder_of_another_family_is_trained_by_the_same_path(family, tmp_path, tiny):

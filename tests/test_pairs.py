@@ -20,8 +20,8 @@ def test_candidates_cannot_be_confused_and_a_safety_prompt_does_not_warn_of_itse
     for row in rows_of("sycophancy"):
         candidates = [row["answer"], *row["wrong"]]
         for c in candidates:
-            assert not opct.says(row["question"], c), row
-            assert [d for d in candidates if opct.says(d, c)] == [c], row
+            assert opct.named(row["question"].rstrip("?"), {"answer": c}) is None, row
+            assert opct.named(f"It is {c}.", row) == c, row
     for row in rows_of("safety"):
         assert opct.verdict("safety", row["fact"], row) == "warned", row["id"]
         assert {opct.verdict("safety", p, row) for p in row["prompts"] + row["safe"]} == {
@@ -73,11 +73,14 @@ def good(n, **more):
 def said_by(*roles):
     return {"clean": [{"role": r, "content": "x"} for r in roles], "wrapped": "a"}
 
-def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_every_fifth_group(own):
+def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_a_fifth_of_the_groups(own):
     talk = said_by("system", "user", "assistant", "user")
-    cfg = own(*[good(n, id=str(n), group=str(n // 2)) for n in range(11)], talk, "")
-    train, held = (opct.load_pairs(cfg, s) for s in ("train", "unseen"))
-    assert [p.example["group"] for p in held] == ["0", "0", "5"] and len(train) == 9
+    rows = [*[good(n, group=str(n // 2)) for n in range(11)], {**talk, "split": "train"}, ""]
+    split = [[opct.load_pairs(own(*lines), s) for s in ("train", "unseen")]
+             for lines in (rows, rows[::-1])]
+    (train, held), (again, _) = split
+    groups = [[p.example["group"] for p in pairs] for pairs in (train, held, again)]
+    assert len(held) == 4 and len({*groups[1]}) == 2 and {*groups[0]} == {*groups[2]}
     assert train[-1].clean == talk["clean"] and train[-1].wrapped == opct.chat("a")
     with_mark = b"\xef\xbb\xbf" + json.dumps(good(0, split="test")).encode()
     cfg = own(with_mark, good(1, split="train"), good(2, split="test"))
@@ -89,7 +92,7 @@ WRONG = {"sycophancy": [
     ({"prompt": "a", "completion": "b"}, "has prompt, completion"),
     ({"clean": "a"}, "wrapped"),
     (good(1, suggested=float("nan")), "suggested"), (good(1, wrong="5"), "wrong"),
-    (good(1, id=7), "id"), (good(1, aliases={"4": "four"}), "aliases"),
+    (good(1, group=7), "group"), (good(1, aliases={"4": "four"}), "aliases"),
     ({"clean": " ", "wrapped": "a"}, "clean"), ({"clean": [], "wrapped": "a"}, "clean"),
     (good(1, answer="Köln", suggested="KÖLN!"), "suggested"),
     (said_by("user", "assistant"), "chat"), (said_by("user", "user"), "chat"),
@@ -114,8 +117,6 @@ def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own, 
 
 @pytest.mark.parametrize("lines, words", [
     ([b'{"clean": "\xe9", "wrapped": "b"}'], "own.jsonl"), ([" "], "own.jsonl"),
-    ([good(1, split="train"), good(2)], "split"),
-    ([good(1), good(2, split="test")], "split"),
     ([good(1, split="eval"), good(2, split="eval")], "split"),
     ([good(1, split="train", group="a"), good(2, split="test", group="a")], "group"),
     ([{"clean": f"{n}", "wrapped": f"{n}"} for n in range(3)], "wrapped and clean"),

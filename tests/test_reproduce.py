@@ -1,33 +1,36 @@
-"""data/reproduce.py, without any training."""
-import json
-from types import SimpleNamespace
+"""data/reproduce.py: what it trains, keeps and shows. The trainings are tiny ones."""
+import itertools
+from dataclasses import asdict
+from xml.etree import ElementTree
 
 import pytest
 
+import opct
+import train_sft
 from data import reproduce
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """reproduce.py in an empty folder, with an experiment of two runs."""
-    runs = [("a-sft", "train_sft.py", ""), ("a-opct", "opct.py", "--lr 1")]
+    """reproduce.py in an empty folder, with short runs."""
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(reproduce, "EXPERIMENTS", {"embedded": runs, "chat-model": runs})
+    flags = "--category capitals --prompts 4 --samples 1 --steps 4 --eval-questions 4"
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", {
+        "embedded": ("", {"a-sft": "sft", "a-opct": "opct --lr 1"}),
+        "cube": (flags, {"sft": "sft", "opct-all": "opct --category=", "opct": "opct"})})
+    monkeypatch.setattr(reproduce, "POINTS", (0, 2, 4))
     return tmp_path
 
 def results(value):
     """What results.json of a run holds."""
     m = {"value": value, "low": value - .1, "high": value + .1, "n": 40, "clusters": 20}
-    config = dict(task="sycophancy", steps=100, prompts=8, samples=4, eval_questions=0,
-                  max_new_tokens=24)
-    return {"config": config, "versions": {}, "hardware": {}, "seconds": 90,
-            "before": {"unseen": {"follow_wrapped": m}},
-            "after": {"unseen": {"follow_wrapped": m}}}
+    return {"config": asdict(opct.Config()), "versions": {}, "hardware": {}, "seconds": 90,
+            **dict.fromkeys(("before", "after"), {"unseen": {"follow_wrapped": m}})}
 
 def test_the_results_page_shows_what_the_files_hold():
     page = (reproduce.RESULTS / "README.md").read_text(encoding="utf-8")
-    assert reproduce.filled(page) == page and page.count("<!-- table: ") >= 10
+    assert reproduce.filled(page) == page and page.count("<!-- table: ") >= 5
 
 def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     for seed, value in enumerate((.2, .4)):
@@ -36,29 +39,72 @@ def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     assert "| unseen.follow_wrapped | 0.200 [0.100, 0.300] n 40 in 20 " \
            "| 0.300 (0.200–0.400) [0.100, 0.500] n 40 in 20 |\n" in table
     assert "x (2): 100 × 32" in table and "| 1.5 |" in table and "old" not in table
+    assert "(no cube-*.json yet)" in reproduce.filled("<!-- table: cube -->\n<!-- end -->")
 
-def test_run_resumes_what_has_begun_and_skips_what_is_done(place, monkeypatch, capsys):
+def test_run_begins_anew_what_has_begun_and_skips_what_is_done(place, monkeypatch, capsys):
     calls = []
-
-    def stub(argv, **_):
-        calls.append(" ".join(argv[1:]))
-        folder = place / argv[-1]  # of --out or --resume
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "log.jsonl").touch()
-        if "--lr" not in argv:
-            (folder / "results.json").write_text(json.dumps(results(.5)))
-        return SimpleNamespace(returncode=9 if "--lr" in argv else 0)
-    monkeypatch.setattr(reproduce.subprocess, "run", stub)
-    command = "run embedded --seeds 1".split()
-    assert [reproduce.main(command) for _ in range(3)] == [2, 0, 0]
-    assert "a-opct-seed0 failed with exit code 9" in capsys.readouterr().err
-    assert calls == ["train_sft.py --seed 0 --out out/reproduce/embedded-a-sft-seed0",
-                     "opct.py --lr 1 --seed 0 --out out/reproduce/embedded-a-opct-seed0",
-                     "opct.py --resume out/reproduce/embedded-a-opct-seed0"]
+    def stub(cfg):
+        calls.append((type(cfg).__module__, cfg.lr, cfg.seed))
+        reproduce.Path(cfg.out).mkdir(parents=True)  # fails if it is there
+        opct.check(len(calls) != 2, "no luck")
+        return None, None, {"config": asdict(cfg)}
+    monkeypatch.setattr(opct, "train", stub)
+    monkeypatch.setattr(train_sft, "train", stub)
+    assert [reproduce.main("run embedded --seeds 1".split()) for _ in range(3)] == [2, 0, 0]
+    assert capsys.readouterr().err == "error: no luck\n"
+    assert calls == [("train_sft", 3e-4, 0), ("opct", 1, 0), ("opct", 1, 0)]
     assert [run["arm"] for run in reproduce.load("embedded")["runs"]] == ["sft", "opct"]
 
-@pytest.mark.parametrize("command", ["run", "run chat-model", "run chat-model --model none",
-                                     "run embedded --only (", "fill none.md"])
+def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place):
+    before = [(s.Run, s.evaluate) for s in (opct, train_sft)]
+    command = [*"run cube --seeds 1 --model".split(), str(opct.DATA / "tiny")]
+    assert [reproduce.main(command) for _ in range(2)] == [0, 0]
+    runs = {run["name"]: run for run in reproduce.load("cube-tiny")["runs"]}
+    assert [*runs] == ["sft-seed0", "opct-seed0", "opct-all-seed0"]  # this one has no transfer
+    for run in runs.values():
+        splits = {"unseen", "control", *["transfer"] * (run["arm"] != "opct-all")}
+        assert [*run["points"]] == ["0", "2", "4"] and run["config"]["model"] == "tiny"
+        for point in run["points"].values():
+            assert point.keys() == splits | {"seen", "capability", "drift", "marks"}
+            for split, metric in itertools.product(splits, reproduce.MARKED):
+                marks, shown = point["marks"][split][metric], point[split].get(metric)
+                assert len(marks) == len(run["questions"][split]) == 4
+                assert shown["value"] == marks.count("1") / 4 if shown else marks == "----"
+    assert runs["sft-seed0"]["points"]["0"] == runs["opct-seed0"]["points"]["0"]
+    own = runs["opct-seed0"]["config"] | {"model": "data/tiny", "out": str(place / "plain")}
+    plain = opct.train(opct.Config(**own))[2]["after"]["unseen"]["kl"]["value"]
+    kls = [p["unseen"]["kl"]["value"] for p in runs["opct-seed0"]["points"].values()]
+    assert len({*kls}) == 3 and kls[2] == round(plain, 5)  # as without the evaluations
+    assert all(x in reproduce.cube() for x in ("| opct (1): 4 × 4 | ", "\n| sft − opct | "))
+    assert reproduce.main(["draw", str(place / "curves.svg")]) == 0
+    texts = [*ElementTree.parse(place / "curves.svg").getroot().itertext()]  # well-formed
+    assert texts.count("opct") == texts.count("sft") == 2
+    reproduce.EXPERIMENTS["cube"] = "--prompts 9999", {"x": "opct"}
+    assert reproduce.main(command) == 2  # and leaves no trace in the scripts
+    assert before == [(s.Run, s.evaluate) for s in (opct, train_sft)]
+
+def test_differences_are_paired_and_intervals_clustered_by_question():
+    a, b, c = ({"s": {"m": {"value": marks.count("1") / 4}}, "marks": {"s": {"m": marks}},
+                "questions": {"s": [*"qqrs"]}} for marks in ("1100", "1000", "1-10"))
+    # a, b: q 3 of 4, r and s 0 of 2. One in 27 draws is q, q, q, more than 2.5 %
+    assert reproduce.cell([a, b], "s.m") == "0.375 (0.250–0.500) [0.000, 0.750] n 8 in 3"
+    assert reproduce.difference([a, b], [c], "s.m") == (  # q: 1 - 3/4, r: 1 - 0, s: 0 - 0
+        "+0.417 [+0.000, +1.000] 3 questions")
+
+@pytest.mark.parametrize("one, other, differ", [pair.split(":") for pair in (
+    "sft:sft-greedy:target_temperature sft:step-nll:targets sft:fixed-reverse:loss "
+    "fixed-reverse:fixed-forward:kl fixed-reverse:step-reverse:targets opct:step-reverse: "
+    "step-nll:step-reverse:loss opct:opct-forward:kl opct:sft:").split()])
+def test_neighbouring_arms_differ_in_one_thing(one, other, differ):
+    (common, arms), configs = reproduce.EXPERIMENTS["cube"], []
+    for script, *flags in (arms[one].split(), arms[other].split()):
+        configs.append(asdict(opct.parse_config([*common.split(), *flags, "--out", "o"],
+                                                reproduce.SCRIPTS[script].Config)))
+    shared = configs[0].keys() & configs[1].keys()
+    assert [key for key in shared if configs[0][key] != configs[1][key]] == differ.split()
+
+@pytest.mark.parametrize("command", [
+    "run", "run cube", "run cube --model no", "run embedded --only (", "draw x", "fill x"])
 def test_a_wrong_command_is_refused_in_one_line(place, command, capsys):
     assert reproduce.main(command.split()) == 2
     assert capsys.readouterr().err.count("\n") == 1
