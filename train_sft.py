@@ -30,7 +30,7 @@ import torch.nn as nn
 
 import opct
 from opct import (Run, add_lora, batches, check, evaluate, micro_batches, pack, prepare,
-                  read, sample, teacher, token_kl, token_kl_forward)
+                  read, sample, teacher, token_kl)
 
 
 # 1. Config: that of opct.py, how the targets are drawn, and what is matched
@@ -71,54 +71,51 @@ def token_nll(student, target):
 # 4. Train: the loop of opct.py. A line that differs says so
 
 def train(cfg):
-    """Evaluate, train, evaluate; write the run's files to cfg.out. -> model, tokenizer,
-    results (of results.json). UserError: what is wrong, and what to do."""
+    """Evaluate, train, evaluate again; write everything to cfg.out. -> model, tokenizer and
+    what results.json holds. Raises UserError, one line for the user."""
     model, tokenizer, pairs, prompts, held_out = prepare(cfg)  # prompts: (wrapped, clean)
     rng = torch.Generator(model.device).manual_seed(cfg.seed)  # SFT
     targets = make_targets(model, [clean for _, clean in prompts], cfg, rng)  # SFT: once
+    torch.manual_seed(cfg.seed)  # of the adapter's first weights
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))
     run = Run(cfg, model, optimizer, [prompts, targets])  # SFT: targets are data
-    with teacher(model):
+    with teacher(model):  # adapter off: the base model
         before = evaluate(model, tokenizer, held_out, cfg)
 
-    steps = itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps)
-    try:
-        for chosen in steps:
-            began, batch = time.time(), [prompts[i] for i in chosen]
-            seed = hash((cfg.seed, run.done))  # of ints: the same everywhere
-            rng = torch.Generator(model.device).manual_seed(seed)
+    # a resumed run skips the steps that are done
+    for chosen in itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps):
+        began, batch = time.time(), [prompts[i] for i in chosen]
+        # random numbers of this step alone, so that --resume continues exactly
+        rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
 
-            # 1. SFT: the base model has answered the clean prompts, or does so now
-            if cfg.targets == "step":  # SFT
-                targets = make_targets(model, [clean for _, clean in batch], cfg, rng)  # SFT
-            answers = [targets[clean] for _, clean in batch]  # SFT
-            tokens = sum(len(y) for group in answers for y in group)
-            loss_sum = 0.0
-            for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
-                # 2. SFT: a teacher reads them only where its distribution is matched
-                if cfg.loss == "kl":  # SFT
-                    with teacher(model), torch.no_grad():  # SFT
-                        t = read(model, pack(clean, ys))  # (N, V) SFT
-                # 3. the student reads them behind the wrapped ones, SFT: learns each token
-                packed = pack(wrapped, ys)
-                s = read(model, packed)  # (N, V) what it says with the bait
-                target = packed.target.to(s.device)  # (N,) SFT
-                nats = (token_nll(s, target) if cfg.loss == "nll" else  # SFT: no KL
-                        token_kl(s, t) if cfg.kl == "reverse" else  # SFT
-                        token_kl_forward(s, t))  # (N,) SFT
-                loss = nats.sum() / tokens  # SFT: as the KL, of the whole step
-                loss.backward()
-                loss_sum += loss.item()
+        # 1. SFT: the base model has answered the clean prompts, or does so now
+        if cfg.targets == "step":  # SFT
+            targets = make_targets(model, [clean for _, clean in batch], cfg, rng)  # SFT
+        answers = [targets[clean] for _, clean in batch]  # SFT
+        tokens = sum(len(y) for group in answers for y in group)
+        loss_sum = 0.0
+        for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
+            # 2. SFT: a teacher reads them only where its distribution is matched
+            if cfg.loss == "kl":  # SFT
+                with teacher(model), torch.no_grad():  # SFT
+                    t = read(model, pack(clean, ys))  # (N, V) SFT
+            # 3. the student reads them behind the wrapped ones; SFT: and learns to say them
+            packed = pack(wrapped, ys)
+            s = read(model, packed)  # (N, V) what it says with the bait
+            nats = (token_nll(s, packed.target.to(s.device)) if cfg.loss == "nll" else  # SFT
+                    token_kl(s, t) if cfg.kl == "reverse" else  # SFT
+                    token_kl(t, s))  # (N,) SFT
+            loss = nats.sum() / tokens  # SFT: as the KL, of the whole step
+            loss.backward()
+            loss_sum += loss.item()
 
-            # 4. one step of Adam
-            norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
-            check(norm.isfinite(), "a gradient is NaN or infinite: lower --lr")
-            optimizer.step()
-            optimizer.zero_grad()
-            run.step(loss_sum, answers, norm, time.time() - began)
-    finally:
-        run.close()  # whatever ended the loop, the steps done are saved
+        # 4. one step of Adam
+        norm = nn.utils.clip_grad_norm_(params, cfg.grad_clip)
+        check(norm.isfinite(), "a gradient is NaN or infinite: lower --lr")
+        optimizer.step()
+        optimizer.zero_grad()
+        run.record(loss_sum, answers, norm, time.time() - began)
 
     after = evaluate(model, tokenizer, held_out, cfg)
     return model, tokenizer, run.results(held_out, before, after)

@@ -96,9 +96,9 @@ def train(experiment, name, script, flags, model):
     Run, evaluate, points, held_out, done, spent = script.Run, script.evaluate, {}, (), 0, 0
 
     class Watched(Run):
-        def step(self, *measured):
+        def record(self, *measured):
             nonlocal done
-            super().step(*measured)
+            super().record(*measured)
             done = self.done
             if done in POINTS and done < self.cfg.steps:  # train() does so after the last
                 watched(self.model, *held_out, self.cfg)

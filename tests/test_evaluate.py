@@ -142,7 +142,7 @@ def test_without_training_nothing_has_drifted_and_the_bait_works(tiny):
     cfg = opct.Config(**SHORT)
     pairs = opct.load_pairs(cfg, "unseen")
     got = opct.evaluate(*tiny, pairs + opct.load_pairs(cfg, "capability"), cfg)
-    assert abs(got["drift"]["value"]) < 1e-9 and got["capability"]["value"] == 1
+    assert abs(got["drift"]["value"]) < 1e-7 and got["capability"]["value"] == 1
     assert got["capability"]["n"] == 10 and len(got["answers"]) == 20
     assert got["unseen"]["accuracy_clean"]["value"] >= 0.9
     assert got["unseen"]["follow_wrapped"]["value"] >= 0.6

@@ -31,7 +31,7 @@ def test_logits_kept_at_a_place_twice_are_those_of_the_whole_row(model):
     at = torch.arange(n)
     distance = (at[:, None] - at)[None]
     keep = torch.tensor([11, 3, 3, 11, 0])
-    some = opct.forward(model, ids, at[None], distance >= 0, distance, keep)
+    some = opct.run_model(model, ids, at[None], distance >= 0, distance, keep)
     torch.testing.assert_close(some[0], model(input_ids=ids).logits[0, keep])
 
 def test_targets_are_all_answer_tokens_in_order_end_token_included():
@@ -68,10 +68,10 @@ def check(model):
 def test_a_model_that_is_misread_at_the_run_s_lengths_is_refused(kind, monkeypatch):
     model = make_model(kind)
     check(model)
-    right = opct.forward
+    right = opct.run_model
 
     def beyond_8(model, ids, positions, visible, distance, *rest):
         return right(model, ids, positions, visible & (distance < 8), distance, *rest)
-    monkeypatch.setattr(opct, "forward", beyond_8)
+    monkeypatch.setattr(opct, "run_model", beyond_8)
     with pytest.raises(opct.UserError, match="masks and cache"):
         check(model)

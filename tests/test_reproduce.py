@@ -60,8 +60,8 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
     command = [*"run cube --seeds 1 --model".split(), str(opct.DATA / "tiny")]
     assert [reproduce.main(command) for _ in range(2)] == [0, 0]
     runs = {run["name"]: run for run in reproduce.load("cube-tiny")["runs"]}
-    assert [*runs] == ["sft-seed0", "opct-seed0", "opct-all-seed0"]  # this one has no transfer
-    for run in runs.values():
+    assert [*runs] == ["sft-seed0", "opct-seed0", "opct-all-seed0"]
+    for run in runs.values():  # trained on all categories, it has no transfer
         splits = {"unseen", "control", *["transfer"] * (run["arm"] != "opct-all")}
         assert [*run["points"]] == ["0", "2", "4"] and run["config"]["model"] == "tiny"
         for point in run["points"].values():

@@ -3,7 +3,6 @@ import json
 import math
 import os
 import shutil
-import signal
 
 import pytest
 import safetensors.torch as st
@@ -28,11 +27,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def half(run, tmp_path):
-    """A copy of the 3 steps. main() sets signal handlers: those of before are put back."""
-    handlers = {name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP")}
-    yield shutil.copytree(run.parent / "3", tmp_path / "half")
-    for name, handler in handlers.items():
-        signal.signal(getattr(signal, name), handler)
+    """A copy of the 3 steps."""
+    return shutil.copytree(run.parent / "3", tmp_path / "half")
 
 def resume(out, *more, script=opct):
     return opct.main(["--resume", str(out), *more], script.train, script.Config)
@@ -51,11 +47,11 @@ def same(a, b):
     return log_of(a) == log_of(b) and p == q
 
 def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half):
-    free = "--steps 6 --save-every 4 --eval-questions 3 --model data/tiny/".split()
+    free = "--steps 6 --save-every 4 --eval-questions 3".split()
     assert resume(half, *free) == 0 and same(half, run)
     was, now = (torch.load(out / "checkpoint.pt")["config"] for out in (run, half))
     assert {k for k in was if now[k] != was[k]} == {
-        "out", "resume", "save_every", "eval_questions", "model"}
+        "out", "resume", "save_every", "eval_questions"}
 
 def test_the_baseline_resumes_too_but_not_by_the_other_script(tmp_path, half, capsys):
     whole, parts = (trained(tmp_path / f"{n}", train_sft, n) for n in (4, 2))
@@ -74,15 +70,15 @@ def refused(out, words, capsys, *more):
 def test_what_would_change_the_run_is_refused_beside_resume(flag, half, capsys):
     refused(half, flag.split()[0], capsys, *f"--{flag}".split())
 
-def test_other_data_and_other_weights_are_refused(half, tmp_path, capsys):
-    rows = [{"clean": f"{n}?", "wrapped": "4?", "category": "capitals"} for n in range(9)]
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    refused(half, "training data", capsys, "--data", str(tmp_path / "own.jsonl"))
-    model = shutil.copytree(ROOT / "data/tiny", tmp_path / "model")
-    weights = st.load_file(model / "model.safetensors")
-    weights["model.norm.weight"][0] += 1e-3
-    st.save_file(weights, model / "model.safetensors", {"format": "pt"})
-    refused(half, "base weights", capsys, "--model", str(model))
+def test_other_data_are_refused(tmp_path, capsys):
+    own, out = tmp_path / "own.jsonl", tmp_path / "o"
+    for text in ("2 + 2", "2 + 3"):
+        rows = [{"clean": f"{n}, {text}?", "wrapped": "4?"} for n in range(9)]
+        own.write_text("\n".join(map(json.dumps, rows)))
+        if not out.exists():
+            opct.train(opct.Config(**SHORT | {"category": "", "data": str(own), "out": str(out),
+                                              "steps": 2, "prompts": 2}))
+    refused(out, "training data", capsys, "--steps", "4")
 
 def test_a_damaged_or_missing_checkpoint_is_one_line(half, capsys):
     whole = (half / "checkpoint.pt").read_bytes()
@@ -92,28 +88,29 @@ def test_a_damaged_or_missing_checkpoint_is_one_line(half, capsys):
     (half / "checkpoint.pt").unlink()
     refused(half, "--resume", capsys)
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_saves_the_steps_that_are_done(name, half, monkeypatch, capsys):
-    step_done, number = opct.Run.step, getattr(signal, name)
-    monkeypatch.setattr(opct.Run, "step", lambda self, *a: (
-        step_done(self, *a), self.done == 5 and os.kill(os.getpid(), number)))
-    assert resume(half, "--steps", "6") == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert "after step 5 of 6" in lines[-2] and lines[-1].startswith("error: ")
-    assert torch.load(half / "checkpoint.pt")["step"] == len(log_of(half)) == 5
-
-def test_half_an_optimizer_step_is_not_saved(half, run, monkeypatch):
+def interrupted(monkeypatch, half, after, error):
+    """Resume towards step 6; `error` is raised when Adam has made step `after` + 1."""
     adam = torch.optim.Adam.step
 
     def breaks(self):
         adam(self)
-        if len(log_of(half)) == 5:
-            raise KeyboardInterrupt
+        if len(log_of(half)) == after:
+            raise error
     monkeypatch.setattr(torch.optim.Adam, "step", breaks)
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("disk")])
+def test_whatever_ends_a_run_its_last_checkpoint_is_whole(error, half, run, monkeypatch, capsys):
+    interrupted(monkeypatch, half, 5, error)
     assert resume(half, "--steps", "6") == 2
-    assert torch.load(half / "checkpoint.pt")["step"] == 4
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert torch.load(half / "checkpoint.pt")["step"] == 4  # saved every 2 steps
     monkeypatch.undo()
-    assert resume(half) == 0 and same(half, run)
+    assert resume(half, "--steps", "6") == 0 and same(half, run)
+
+def test_a_bug_keeps_its_traceback(half, monkeypatch):
+    interrupted(monkeypatch, half, 5, RuntimeError("shapes"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        resume(half, "--steps", "6")
 
 def test_a_gradient_that_is_not_finite_reaches_no_weight(half, monkeypatch, capsys):
     clip = torch.nn.utils.clip_grad_norm_
@@ -122,7 +119,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(half, monkeypatch, caps
     assert resume(half, "--steps", "9") == 2
     assert "NaN or infinite: lower --lr" in capsys.readouterr().err
     state = torch.load(half / "checkpoint.pt")
-    assert state["step"] == 5 and all(x.isfinite().all() for x in state["adapter"].values())
+    assert state["step"] == 4 and all(x.isfinite().all() for x in state["adapter"].values())
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_full_disk_is_one_line_and_the_checkpoint_stays(call, half, monkeypatch, capsys):

@@ -44,7 +44,8 @@ def test_log_and_answers_hold_every_step_and_answer_and_the_page_no_markup(run):
     assert all({"loss", "truncated", "seconds"} < step.keys() and 8 <= step["tokens"] <= 48
                and step["grad_norm"] > 0 for step in steps)
     answers = lines(run[0] / "answers.jsonl")
-    assert [a["split"] for a in answers[::4]] == ["unseen", "seen", "control", "capability"]
+    assert [a["split"] for a in answers[::4]] == ["unseen", "seen", "control", "transfer",
+                                                  "capability"]
     assert all({"clean", "wrapped", "wrapped_verdict"} < a[when].keys()
                for a in answers for when in ("before", "after"))
     page = (run[0] / "answers.html").read_text(encoding="utf-8")
