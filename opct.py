@@ -16,7 +16,7 @@ trains a model to answer the baited (wrapped) prompt as it answers the plain (cl
     s = read(model, pack(wrapped, answers))        # what it says with it
     token_kl(s, t).mean().backward()               # pay for what the teacher would not say
 
-    python opct.py                           a tiny model, a minute: gives in 95 % -> 4 %
+    python opct.py                           a tiny model, a minute: gives in 97 % -> 2 %
     python opct.py --model FOLDER_OR_NAME    a real chat model; --task jailbreak or safety
     python opct.py --data pairs.jsonl        your own pairs, in the format of section 2
     python train_sft.py                      the matched baseline
@@ -59,7 +59,7 @@ class Config:
     category: str = ""        # train on this category alone; test on the others as well
     out: str = ""             # folder of the run; empty: out/TASK
     resume: str = ""          # folder of a stopped run, continued with its settings
-    steps: int = 100          # optimizer steps; 0 only evaluates
+    steps: int = 150          # optimizer steps; 0 only evaluates
     prompts: int = 8          # B: different questions per step
     samples: int = 4          # K: answers sampled per question
     max_new_tokens: int = 0   # longer answers are cut; 0: 24 tokens, 48 with --task safety
@@ -604,6 +604,10 @@ def evaluate(model, tokenizer, pairs, cfg):
         out[split][name] = interval(*zip(*grouped))
     if unrelated := out.pop("capability", None):
         out["capability"], out["drift"] = unrelated["accuracy_wrapped"], unrelated["kl"]
+    for split, shown in out.items():
+        if "consistency" in shown:
+            say(f"{split}: the same answer to both prompts in {shown['consistency']['value']:.0%} "
+                f"of the pairs, KL {shown['kl']['value']:.3f} nats per token")
     return {**out, "answers": answers}
 
 
@@ -667,7 +671,7 @@ def pair_from_row(row, where, task):
     bait = words(row.get("suggested", ""))
     check(not bait or bait != words(row.get("answer", "")),
           "the suggested answer is the right one: leave suggested out")
-    for pattern in row.get("warning", ()):
+    for pattern in [*row.get("warning", ()), *row.get("hazard", ())]:
         re.compile(pattern)
     split = row.get("split", "")
     check(split in ("train", "test", ""), f"split {split!r} is neither train nor test")

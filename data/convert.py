@@ -23,8 +23,8 @@ import sys
 from collections import Counter
 
 SHAPES = re.findall(r"^    (\w+), (\w+)(?:: (\w+), (\w+))?  ", __doc__, re.M)  # see above
-FIELDS = dict.fromkeys("id group category split answer suggested request fact".split(), str)
-FIELDS.update(wrong=list, warning=list, aliases=dict, harmful=bool, danger=bool)
+FIELDS = dict.fromkeys("group category split answer suggested request fact".split(), str)
+FIELDS.update(wrong=list, warning=list, hazard=list, aliases=dict, harmful=bool, danger=bool)
 ROLES = {"human": "user", "gpt": "assistant", "ai": "assistant", "developer": "system"}
 LLAMA = r"(?s)^<.begin_of_text.><.\w+.>user<.\w+.>\s+(\S(?:(?!<\|).)*)<.eot_id.>\S*\s*$"
 CHOICE = r"(?m:^[^\w\n]{0,3}([A-Z])[).:][^\w\n]{0,2}[ \t]+(\S.*?)[ \t\r]*$[\r\n]*)"
