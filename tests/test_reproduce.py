@@ -38,7 +38,7 @@ def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     table = reproduce.filled("<!-- table: embedded-long -->\nold\n<!-- end -->\n")
     assert "| unseen.follow_wrapped | 0.200 [0.100, 0.300] n 40 in 20 " \
            "| 0.300 (0.200–0.400) [0.100, 0.500] n 40 in 20 |\n" in table
-    assert "x (2): 100 × 32" in table and "| 1.5 |" in table and "old" not in table
+    assert "x (2): 150 × 32" in table and "| 1.5 |" in table and "old" not in table
     assert "(no cube-*.json yet)" in reproduce.filled("<!-- table: cube -->\n<!-- end -->")
 
 def test_run_begins_anew_what_has_begun_and_skips_what_is_done(place, monkeypatch, capsys):

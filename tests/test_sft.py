@@ -100,6 +100,8 @@ def test_targets_are_drawn_once_from_the_base_model_behind_the_clean_prompt(tiny
     clean_of = {tuple(wrapped): clean for wrapped, clean in prompts}
     for asked, answers in runs[train_sft][0]:  # the run has drawn the same ones, once
         assert answers == [targets[clean_of[tuple(wrapped)]] for wrapped in asked]
-    assert any(y != ys[0] for ys in targets.values() for y in ys)
+    hot = train_sft.Config(**SHORT, target_temperature=5)
+    drawn = train_sft.make_targets(model, asked[:90], hot, torch.Generator().manual_seed(0))
+    assert any(y != ys[0] for ys in drawn.values() for y in ys)
     for clean, ys in train_sft.make_targets(model, asked[:90], greedy, None).items():
         assert ys == [greedy_alone(model, clean, 6, model.eos)]
