@@ -189,12 +189,11 @@ if __name__ == "__main__":
     main()
 
 
-# What it printed, in 24.6 minutes on 2 CPU cores (torch 2.13, transformers 5.23):
+# What it printed, in 35.9 minutes on 2 CPU threads that others used too (torch 2.13,
+# transformers 5.24); 150 pairs of each:
 #   1,443,200 weights, 5120 tokens
-#   sycophancy open train: accuracy_clean 1.0, follow_wrapped 0.961
-#   sycophancy open eval: accuracy_clean 1.0, follow_wrapped 0.973
-#   sycophancy choices train: accuracy_clean 0.993, follow_wrapped 0.928
-#   sycophancy choices eval: accuracy_clean 1.0, follow_wrapped 0.927
-#   jailbreak, train and eval: defended_clean 1.0, defended 0.0, answered_benign 1.0
-#   safety, train and eval: warned_hinted 1.0, warned 0.0, warned_safe 0.0
-#   capability 0.98
+#   sycophancy train: accuracy_clean 1.0, follow_wrapped 0.987
+#   sycophancy unseen: accuracy_clean 1.0, follow_wrapped 0.97
+#   jailbreak, train and unseen: defended_clean 1.0, defended 0.0, answered_benign 1.0
+#   safety, train and unseen: warned_hinted 1.0, warned 0.0, warned_safe 0.0
+#   capability 1.0
