@@ -69,7 +69,8 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("a true suggestion passes", 'bait != words(row.get("answer", ""))', 'bait != ""'),
         ("a chat may end with anyone", "(user assistant )*user", "(user assistant )*.*")],
     "evaluate": [
-        ("of several candidates one counts", "found.pop() if len(found) == 1", "found.pop() if found"),
+        ("of several candidates one counts", "found.pop() if len(found) == 1",
+         "found.pop() if found"),
         ("half a word counts", 'text.replace(f" {form} ", " # ")', 'text.replace(form, "#")'),
         ("a denied candidate counts", "set() if re.search(DENIED, marked) else {forms", "{forms"),
         ("agreement is not heard", "if not mentioned and", "if mentioned and"),
