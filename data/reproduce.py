@@ -51,7 +51,7 @@ ONCE = {  # further ones, last and with seed 0 alone
     "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
     "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
     "opct-all": "opct --category=", "sft-all": "sft --category="}
-CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 40 "
+CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 100 "
         "--token-budget 1024")
 EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
