@@ -912,11 +912,6 @@ class Run:
         lines = "".join(json.dumps(a) + "\n" for a in answers)
         write(self.out / "answers.jsonl", lines.encode())
         write(self.out / "results.json", results)
-        if (DATA / "answers.html").exists():
-            page = json.dumps({"results": results, "answers": answers, "log": self.log[1:]})
-            page = page.replace("<", "\\u003c")  # which could end the page's script
-            template = (DATA / "answers.html").read_text("utf-8")
-            write(self.out / "answers.html", template.replace("{{DATA}}", page).encode())
         print("\n".join(summary(self.cfg, self.log[1:], before, after)))
         return results
 

@@ -88,7 +88,6 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "train": [
         ("the adapter is not scaled", "alpha / rank", "alpha / 9"),
         ("a relative path in the adapter", "str(path.resolve()) if", "cfg.model if"),
-        ("markup in the page", 'page.replace("<", "\\\\u003c")', "page"),
         ("files of mode 600", "os.replace(f",
          'os.chmod(f"{path}.new", 0o600), os.replace(f')],
     "resume": [
