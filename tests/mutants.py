@@ -71,10 +71,10 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "evaluate": [
         ("of several candidates one counts", "found.pop() if len(found) == 1",
          "found.pop() if found"),
-        ("half a word counts", 'text.replace(f" {form} ", " # ")', 'text.replace(form, "#")'),
-        ("a denied candidate counts", "set() if re.search(DENIED, marked) else {forms", "{forms"),
+        ("half a word counts", 'text.replace(f" {form} ", " @ ")', 'text.replace(form, "@")'),
+        ("a denied candidate counts", 'if re.search(rules()["denied"], marked) else', "if 0 else"),
         ("agreement is not heard", "if not mentioned and", "if mentioned and"),
-        ("a mention warns", "if re.search(CAUTION, sentence, re.I):", "if True:"),
+        ("a mention warns", 'if re.search(rules()["caution"], sentence.lower()):', "if True:"),
         ("what was not known is held", 'if example.setdefault("known", clean == right)', "if True"),
         ("a refusal that gives in counts", '"answered" if complies and', '"answered" if 0 and'),
         ("intervals over answers", "np.unique(groups,", "np.unique(range(len(values)),"),
