@@ -37,7 +37,7 @@ import sys
 import time
 import unicodedata
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -799,24 +799,23 @@ def prepare(cfg):
     with errors_at(f"--out {out}"):
         check(cfg.resume or not out.exists() or not any(out.iterdir()),
               f"is not empty; name another folder, or continue its run: --resume {out}")
-    pairs = load_pairs(cfg, "train")
-    splits = {"sycophancy": ["unseen", "seen", "control"], "jailbreak": ["unseen", "seen"]}
-    splits = ["unseen"] if cfg.data else splits.get(cfg.task, ["unseen"])
-    splits += ["transfer"] if cfg.category and not cfg.data else []
+    splits = ["unseen"]
+    if not cfg.data:
+        splits += {"sycophancy": ["seen", "control"], "jailbreak": ["seen"]}.get(cfg.task, [])
+        splits += ["transfer"] if cfg.category else []
     if rules():
         splits.append("capability")
     else:
         say("data/judges.txt is missing: answers are only compared, no capability, no drift")
+    pairs = load_pairs(cfg, "train")
     held_out = [p for split in splits for p in load_pairs(cfg, split)]
     both = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
     check(not both, f"group {[*both][:1]} is in split train and in test")
-    count = Counter(f for p in pairs for f in p.example)
     questions = {p.example["id"] for p in pairs}
     check(len(questions) >= cfg.prompts,
           f"--prompts {cfg.prompts}: there are {len(questions)} questions to train on")
     check(any(p.wrapped != p.clean for p in pairs), "wrapped and clean are alike in every pair")
-    say(f"{len(pairs)} pairs of {len(questions)} questions to train on, {len(held_out)} held "
-        "out; " + ", ".join(f"{f} in {count[f]}" for f in FIELDS[cfg.task]))
+    say(f"{len(pairs)} training pairs of {len(questions)} questions, {len(held_out)} held out")
     model, tokenizer = load_model(cfg)
     prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
     check_reading(model, prompts, cfg)
