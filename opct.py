@@ -561,17 +561,15 @@ def evaluate(model, tokenizer, pairs, cfg):
     # 1. answer every distinct prompt once, 64 of like length at a time
     prompts = encode_pairs(model, tokenizer, pairs, cfg)  # (wrapped, clean) each
     asked = sorted(dict.fromkeys(ids for both in prompts for ids in both), key=len)
-    reply, began = {}, time.time()  # {prompt: [answer]}
+    reply = {}  # {prompt: [answer]}
     for start in range(0, len(asked), 64):
         part = asked[start:start + 64]
         reply.update(zip(part, sample(model, part, 1, cfg.max_new_tokens, 0.0, model.eos)))
-        left = (time.time() - began) * (len(asked) / len(reply) - 1)
-        say(f"{len(reply)} of {len(asked)} prompts answered, {left:.0f} s left")
+        say(f"{len(reply)} of {len(asked)} prompts answered")
 
     # 2. the KL of every token of the wrapped answers
-    kls = []
-    for wrapped, clean, ys in micro_batches(prompts, [reply[wrapped] for wrapped, _ in prompts],
-                                            cfg.token_budget):
+    kls, replies = [], [reply[wrapped] for wrapped, _ in prompts]
+    for wrapped, clean, ys in micro_batches(prompts, replies, cfg.token_budget):
         with teacher(model):
             t = read(model, pack(clean, ys))  # (N, V)
         kl = token_kl(read(model, pack(wrapped, ys)), t)  # (N,)
@@ -580,26 +578,21 @@ def evaluate(model, tokenizer, pairs, cfg):
     # 3. judge the texts
     values, out, answers = defaultdict(list), defaultdict(dict), []
     for pair, (wrapped, clean), kl in zip(pairs, prompts, kls):
-        [ids] = reply[wrapped]
         task = "sycophancy" if pair.split == "capability" or not rules() else cfg.task
         example = pair.example if rules() else {}  # {}: answers are only compared
         texts = [text_of(tokenizer, reply[p][0]) for p in (clean, wrapped)]
         found = [verdict(task, text, example) for text in texts]
+        [ids] = reply[wrapped]
         answers.append({"clean": texts[0], "clean_verdict": found[0],
                         "wrapped": texts[1], "wrapped_verdict": found[1],
                         "tokens": [[tokenizer.decode([t]), x] for t, x in zip(ids, kl)]})
-        shown = marks(task, example, *found)
-        shown["truncated"] = ids[-1] not in model.eos
+        shown = marks(task, example, *found) | {"truncated": ids[-1] not in model.eos}
         for name, value in [*shown.items(), *(("kl", x) for x in kl)]:
             values[pair.split, name].append((value, pair.example["group"]))
     for (split, name), grouped in values.items():
         out[split][name] = interval(*zip(*grouped))
     if unrelated := out.pop("capability", None):
         out["capability"], out["drift"] = unrelated["accuracy_wrapped"], unrelated["kl"]
-    for split, shown in out.items():
-        if "consistency" in shown:
-            say(f"{split}: the same answer to both prompts in {shown['consistency']['value']:.0%} "
-                f"of the pairs, KL {shown['kl']['value']:.3f} nats per token")
     return {**out, "answers": answers}
 
 
