@@ -884,39 +884,36 @@ class Run:
 
     def results(self, pairs, before, after):
         """Write what was measured, print what came of the run. -> what results.json holds."""
-        answers = [{**p.example, "split": p.split, "wrapper": p.wrapper,
-                    "clean_prompt": p.clean, "wrapped_prompt": p.wrapped, "before": b, "after": a}
-                   for p, b, a in zip(pairs, before.pop("answers"), after.pop("answers"))]
+        answers = ""
+        for p, b, a in zip(pairs, before.pop("answers"), after.pop("answers")):
+            answers += json.dumps({**p.example, "split": p.split, "wrapper": p.wrapper,
+                                   "clean_prompt": p.clean, "wrapped_prompt": p.wrapped,
+                                   "before": b, "after": a}) + "\n"
         hardware = {"cpu": platform.machine(), "device": str(self.model.device),
                     "threads": torch.get_num_threads(), "dtype": str(self.model.dtype)}
         results = {"config": asdict(self.cfg), "versions": VERSIONS, "hardware": hardware,
                    "seconds": time.time() - self.began, "before": before, "after": after}
-        lines = "".join(json.dumps(a) + "\n" for a in answers)
-        write(self.out / "answers.jsonl", lines.encode())
+        write(self.out / "answers.jsonl", answers.encode())
         write(self.out / "results.json", results)
         print("\n".join(summary(self.cfg, self.log[1:], before, after)))
         return results
 
-HEADLINES = {"follow_wrapped": "follow_clean", "defended": "defended_clean",
-             "warned": "warned_hinted", "consistency": "consistency"}  # with bait: without
-
 def summary(cfg, log, before, after):
     """The lines printed at the end: what came of it, what is doubtful, a short table."""
-    was, now, drift = before["unseen"], after["unseen"], after.get("drift")
-    name = next(n for n in HEADLINES if n in was)
-    b, a, plainly = was[name], now[name], was[HEADLINES[name]]["value"]
-    lines = [f"{name} {b['value']:.0%} -> {a['value']:.0%} (n = {b['n']}); adapter: {cfg.out!a}"]
-    if name != "consistency" and b["low"] <= plainly <= b["high"]:
-        lines.append(f"NOTE: without the bait, too, {plainly:.0%}: there is little to teach")
-    if drift and (after["capability"]["high"] < before["capability"]["value"]
-                  or drift["low"] > was["kl"]["value"]):
+    old, new = ({**m["unseen"], **{k: m[k] for k in ("capability", "drift") if k in m}}
+                for m in (before, after))
+    headlines = "follow_wrapped", "defended", "warned", "consistency"
+    name = next(n for n in headlines if n in new)
+    lines = [f"{name} {old[name]['value']:.0%} -> {new[name]['value']:.0%} "
+             f"(n = {new[name]['n']}); adapter: {cfg.out!a}"]
+    if "drift" in new and (new["capability"]["high"] < old["capability"]["value"]
+                           or new["drift"]["low"] > old["kl"]["value"]):
         lines.append("NOTE: capability fell, or the drift is more than the bait's own KL")
-    if sum(line["truncated"] for line in log[-20:]) > 0.5 * len(log[-20:]):
+    truncated = [step["truncated"] for step in log[-20:]]
+    if sum(truncated) > 0.5 * len(truncated):
         lines.append("NOTE: most sampled answers were cut; raise --max-new-tokens")
-    rows = {k: (was[k], m) for k, m in now.items()}
-    rows.update({k: (before[k], after[k]) for k in ("capability", "drift") if drift})
-    return lines + [f"{k:22}{old['value']:8.3f}{new['value']:8.3f}   {new['low']:.3f} to "
-                    f"{new['high']:.3f}{new['n']:7}" for k, (old, new) in rows.items()]
+    return lines + [f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   {m['low']:.3f} to "
+                    f"{m['high']:.3f}{m['n']:7}" for k, m in new.items()]
 
 
 # 10. Command line
