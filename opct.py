@@ -620,13 +620,11 @@ def errors_at(place):
 
 def read_jsonl(path):
     """-> [("FILE, line N", object)] of a JSON-lines file."""
-    with errors_at(f"{path}: cannot be read"):
-        lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
     rows = []
-    for n, line in enumerate(lines, 1):
-        with errors_at(f"{path}, line {n}: not a JSON object; data/convert.py makes them"):
-            rows += [(f"{path}, line {n}", dict(json.loads(line)))] if line.strip() else []
-    check(rows, f"{path}: holds no rows")
+    for n, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        if line.strip():
+            with errors_at(f"{path}, line {n}: not a JSON object; data/convert.py makes them"):
+                rows.append((f"{path}, line {n}", dict(json.loads(line))))
     return rows
 
 def same_types(x, example):
@@ -643,13 +641,11 @@ def pair_from_row(row, where, task):
     need = [f for f in known if f in ("wrapped", "clean", "harmful", "danger", "warning")]
     check({*need} <= row.keys() <= known.keys(), f"has {', '.join(row)}; "
           f"needs {', '.join(need)}; takes only {', '.join(known)}")
+    row |= {f: chat(row[f]) for f in ("wrapped", "clean") if isinstance(row[f], str)}
     for f, x in row.items():
-        is_chat = f in ("wrapped", "clean") and isinstance(x, list)
-        example = chat("text") if is_chat else known[f]
+        example = chat("text") if f in ("wrapped", "clean") else known[f]
         check(same_types(x, example), f"{f}: {x!r:.50} is not like {example!r}")
-    wrapped, clean = (row[k] if isinstance(row[k], list) else chat(row[k])
-                      for k in ("wrapped", "clean"))
-    for messages in (wrapped, clean):
+    for messages in (row["wrapped"], row["clean"]):
         roles = " ".join(m["role"] for m in messages if m["content"])
         check(re.fullmatch("(system )?(user assistant )*user", roles),
               f"a chat of {roles}: user and assistant take turns, the user is last")
@@ -660,22 +656,23 @@ def pair_from_row(row, where, task):
         re.compile(pattern)
     split = row.get("split", "")
     check(split in ("train", "test", ""), f"split {split!r} is neither train nor test")
+    wrapped, clean = row.pop("wrapped"), row.pop("clean")
     example = {"group": repr(clean), **row, "id": repr(clean)}
     return Pair(wrapped, clean, example, where, split.replace("test", "unseen"))
 
 def load_pairs(cfg, split):
     """-> the pairs of a split (see Pair), the same in every run."""
-    pairs, train_wording = [], split in ("train", "seen")
+    pairs = []
     if split == "capability":
         for _, row in read_jsonl(DATA / "capability.jsonl"):
-            ask, example = chat(row["prompt"]), {**row, "group": row["prompt"]}
-            pairs.append(Pair(ask, ask, example, "", split))
+            ask = chat(row["prompt"])
+            pairs.append(Pair(ask, ask, {**row, "group": row["prompt"]}, "", split))
     elif cfg.data:
         for where, row in read_jsonl(cfg.data):
             with errors_at(where):
                 pairs.append(pair_from_row(row, where, cfg.task))
-        groups = sorted({p.example["group"] for p in pairs}, key=lambda g: zlib.crc32(g.encode()))
-        fifth = {*groups[::5]}  # held out where the file does not say
+        groups = sorted({p.example["group"] for p in pairs if not p.split})
+        fifth = random.Random(0).sample(groups, len(groups))[::5]  # held out by default
         for p in pairs:
             p.split = p.split or ("unseen" if p.example["group"] in fifth else "train")
         pairs = [p for p in pairs if p.split == split]
@@ -685,19 +682,19 @@ def load_pairs(cfg, split):
         rows, wrappers = ([row for _, row in read_jsonl(DATA / f"{cfg.task}{name}.jsonl")]
                           for name in ("", "_wrappers"))
         rows = [r for r in rows if (r["split"] == "train") == (split == "train")]
-        wrappers = [w for w in wrappers if (w["split"] == "train") == train_wording]
+        wrappers = [w for w in wrappers if (w["split"] == "train") == (split in ("train", "seen"))]
         for n, row in enumerate(rows):  # a question that is held out is tried in one wording
             wordings = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
             pairs += make(row, wordings, split)
     if cfg.category and split != "capability":
-        own = [p.example.get("category") == cfg.category for p in pairs]
-        pairs = [p for p, mine in zip(pairs, own) if mine != (split == "transfer")]
+        pairs = [p for p in pairs if
+                 (p.example.get("category") == cfg.category) == (split != "transfer")]
     check(pairs, f"{cfg.data or cfg.task}: no pair of split {split}, category "
           f"{cfg.category or 'any'}")
+    if split == "train" or not cfg.eval_questions:
+        return pairs
     groups = list(dict.fromkeys(p.example["group"] for p in pairs))
-    if split != "train" and cfg.eval_questions:
-        groups = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
-    chosen = {*groups}
+    chosen = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
     return [p for p in pairs if p.example["group"] in chosen]
 
 def encode(tokenizer, messages):
