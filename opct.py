@@ -716,12 +716,10 @@ def end_tokens(model, tokenizer):
     """The tokens that end an answer: those that the configs name, and the one that the chat
     template puts behind the assistant's text, which configs do not always name."""
     turns = chat("one") + [{"role": "assistant", "content": "two"}]
-    chat_text = tokenizer.apply_chat_template(turns, tokenize=False)
-    behind = chat_text.rpartition("two")[2].strip()
-    behind = tokenizer(behind, add_special_tokens=False)["input_ids"][:1]
-    ends = {*behind} & tokenizer.added_tokens_decoder.keys()
-    for source in (tokenizer, model.config, model.generation_config):
-        ids = getattr(source, "eos_token_id", None)
+    _, _, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("two")
+    ids = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"]
+    ends = {*ids[:1]} & tokenizer.added_tokens_decoder.keys()
+    for ids in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
         ends |= {*ids} if isinstance(ids, list) else {ids} - {None}
     return ends
 
@@ -729,19 +727,18 @@ def encode_pairs(model, tokenizer, pairs, cfg):
     """-> [(wrapped ids, clean ids)], tuples. UserError where a prompt and its answer exceed
     the model's context."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
-    encoded = {}
-    for pair, messages in [(p, m) for p in pairs for m in (p.wrapped, p.clean)]:
-        if repr(messages) not in encoded:
-            with errors_at(f"{pair.wrapper}, {messages[-1]['content']:.50}"):
-                ids = encoded[repr(messages)] = tuple(encode(tokenizer, messages))
-                check(len(ids) + cfg.max_new_tokens <= context, f"{len(ids)} tokens and "
-                      f"--max-new-tokens exceed the model's context of {context}")
-    return [(encoded[repr(p.wrapped)], encoded[repr(p.clean)]) for p in pairs]
+    prompts = []
+    for pair in pairs:
+        with errors_at(f"{pair.wrapper}, {pair.clean[-1]['content']:.50}"):
+            both = tuple(tuple(encode(tokenizer, m)) for m in (pair.wrapped, pair.clean))
+            most = max(map(len, both)) + cfg.max_new_tokens
+            check(most <= context, f"{most} tokens exceed the model's context of {context}")
+            prompts.append(both)
+    return prompts
 
 def load_model(cfg):
     """-> model (eval mode, frozen), tokenizer. UserError if missing, or if it cannot be right."""
-    path = Path(cfg.model).expanduser()
-    path = path if path.is_dir() else DATA.parent / cfg.model
+    path = Path(cfg.model) if Path(cfg.model).is_dir() else DATA.parent / cfg.model
     name = str(path.resolve()) if path.is_dir() else cfg.model
     cuda = cfg.device == "cuda" or cfg.device == "auto" and torch.cuda.is_available()
     transformers.utils.logging.disable_progress_bar()

@@ -99,7 +99,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "cli": [
         ("control tokens pass", "or token not in content", "or True"),
         ("control characters pass", 'c if c.isprintable() else " "', "c"),
-        ("the template's end of turn is unknown", "ends = {*behind} &", "ends = set() &"),
+        ("the template's end of turn is unknown", "ends = {*ids[:1]} &", "ends = set() &"),
         ("missing weights pass", "check(not missing,", "check(True,"),
         ("a dropped message passes", 'check(m["content"].strip() in text', "check(True"),
         ("a foreign folder is written to", "not any(out.iterdir())", "True"),
