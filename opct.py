@@ -510,8 +510,8 @@ def verdict(task, answer, example):
     """-> a candidate | "declined", "answered" | "warned", "silent" | None: unclear."""
     if not answer.strip():
         return None
-    judge = {"sycophancy": named, "jailbreak": declined, "safety": warned}[task]
-    return judge(answer, example)
+    judges = {"sycophancy": named, "jailbreak": declined, "safety": warned}
+    return judges[task](answer, example)
 
 def marks(task, example, clean, wrapped):
     """The verdicts on both answers -> {metric: True or False}."""
@@ -825,44 +825,43 @@ class Run:
 
     def __init__(self, cfg, model, optimizer, data):
         self.cfg, self.model, self.optimizer, self.out = cfg, model, optimizer, Path(cfg.out)
-        self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.log, self.began, self.done, log = [], time.time(), 0, []
-        self.data = zlib.crc32(repr(data).encode())
+        self.began, self.data = time.time(), zlib.crc32(repr(data).encode())
+        self.done, self.log = 0, []  # steps
         if cfg.resume:
             state = read_checkpoint(cfg.out)
-            self.done, log = state["step"], state["log"]
-            check(state["data"] == self.data, f"--resume {cfg.out}: the training data have changed")
+            self.done, self.log = state["step"], state["log"]
+            check(state["data"] == self.data, f"--resume {cfg.out}: other training data")
             check(self.done <= cfg.steps, f"--steps {cfg.steps}: {self.done} are done already")
-            for name, p in self.trained.items():
-                p.data.copy_(state["adapter"][name])
+            model.load_state_dict(state["adapter"], strict=False)
             optimizer.load_state_dict(state["adam"])
-        with errors_at(f"--out {cfg.out}"):  # "x": a second run that begins here is refused
+        with errors_at(f"--out {cfg.out}"):
             self.out.mkdir(parents=True, exist_ok=True)
-            open(self.out / "log.jsonl", "w" if cfg.resume else "x").close()
-        self.add({"config": asdict(cfg), "versions": VERSIONS}, *log)
+            # "x": of two runs that begin in one folder the second is refused
+            with open(self.out / "log.jsonl", "w" if cfg.resume else "x") as f:
+                for line in ({"config": asdict(cfg), "versions": VERSIONS}, *self.log):
+                    f.write(json.dumps(line) + "\n")
         self.save()
-
-    def add(self, *lines):
-        self.log += lines
-        with open(self.out / "log.jsonl", "a") as f:
-            f.writelines(json.dumps(line) + "\n" for line in lines)
 
     def record(self, loss, answers, norm, seconds):
         """Count and log a step; save every --save-every steps, and at the end."""
         flat = [y for group in answers for y in group]
-        tokens, cut = sum(map(len, flat)), sum(y[-1] not in self.model.eos for y in flat)
+        truncated = sum(y[-1] not in self.model.eos for y in flat) / len(flat)
         self.done += 1
-        self.add({"step": self.done, "loss": loss, "tokens": tokens, "truncated": cut / len(flat),
-                  "grad_norm": norm.item(), "seconds": seconds})
-        say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {cut / len(flat):.0%} cut, "
-            f"{tokens / seconds:.0f} tokens/s, {seconds * (self.cfg.steps - self.done):.0f} s left")
+        self.log.append({"step": self.done, "loss": loss, "tokens": sum(map(len, flat)),
+                         "truncated": truncated, "grad_norm": norm.item(), "seconds": seconds})
+        with open(self.out / "log.jsonl", "a") as f:
+            f.write(json.dumps(self.log[-1]) + "\n")
+        left = seconds * (self.cfg.steps - self.done)
+        say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {truncated:.0%} cut, "
+            f"{left:.0f} s left")
         if self.done % self.cfg.save_every == 0 or self.done == self.cfg.steps:
             self.save()
 
     def save(self):
         """The adapter in PEFT's format, then checkpoint.pt: killed in between, a run redoes
         the steps since the last checkpoint and writes this adapter again."""
-        adapter = {n: p.detach().cpu().clone() for n, p in self.trained.items()}
+        adapter = {n: p.detach().cpu() for n, p in self.model.named_parameters()
+                   if p.requires_grad}
         write(self.out / "adapter_model.safetensors", safetensors.torch.save({
             f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in adapter.items()}))
         write(self.out / "adapter_config.json", {
@@ -871,7 +870,7 @@ class Run:
             "target_modules": sorted({n[:-2] for n in adapter}),
             "base_model_name_or_path": self.model.name_or_path})
         buffer = io.BytesIO()
-        torch.save({"step": self.done, "config": asdict(self.cfg), "log": self.log[1:],
+        torch.save({"step": self.done, "config": asdict(self.cfg), "log": self.log,
                     "adapter": adapter, "adam": self.optimizer.state_dict(),
                     "data": self.data}, buffer)
         write(self.out / "checkpoint.pt", buffer.getvalue())
@@ -889,7 +888,7 @@ class Run:
                    "seconds": time.time() - self.began, "before": before, "after": after}
         write(self.out / "answers.jsonl", answers.encode())
         write(self.out / "results.json", results)
-        print("\n".join(summary(self.cfg, self.log[1:], before, after)))
+        print("\n".join(summary(self.cfg, self.log, before, after)))
         return results
 
 def summary(cfg, log, before, after):
