@@ -28,7 +28,6 @@ import inspect
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import random
@@ -186,7 +185,7 @@ def teacher(model):
 
 # 4. Sample: the student answers
 # Shapes: B prompts, U of them distinct, P slots for a prompt, K answers each, B*K rows of R
-# answer tokens; Q queries, T keys; N answer tokens read at once; V tokens in the vocabulary.
+# answer tokens; Q queries, T keys; N answer tokens read at once; V the vocabulary's size.
 
 def run_model(model, ids, positions, visible, distance, keep, cache=None):
     """The only call of the model: ids (B, Q) -> logits (B, len(keep), V) at places `keep`.
@@ -365,7 +364,7 @@ def token_kl(p, q):
 
 def token_kl_sampled(student, teacher, target):
     """The paper's form: logits (N, V) twice, sampled tokens (N,) -> log p - log q there
-    (N,). In expectation it and its gradient are those of the reverse KL, with more variance."""
+    (N,). In expectation value and gradient are the reverse KL's; the variance is larger."""
     log_p, log_q = (x.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]  # (N,) each
                     for x in (student, teacher))
     ratio = (log_p - log_q).detach()  # (N,)
@@ -398,8 +397,8 @@ def train(cfg):
     with teacher(model):  # adapter off: the base model
         before = evaluate(model, tokenizer, held_out, cfg)
 
-    # a resumed run skips the steps that are done
-    for chosen in itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps):
+    order = batches(pairs, cfg.prompts, cfg.seed)
+    for chosen in itertools.islice(order, run.done, cfg.steps):  # a resumed run skips some
         began, batch = time.time(), [prompts[i] for i in chosen]
         # random numbers of this step alone, so that --resume continues exactly
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
@@ -471,7 +470,7 @@ def named(answer, example):
         for form in sorted(forms, key=len, reverse=True):  # "New York" names no York
             marked = text.replace(f" {form} ", " @ ")
             states = re.search(rules()["stated"], marked)
-            if "@" in marked and (states or not re.fullmatch("[a-z]", form)):  # "B", not "a"
+            if "@" in marked and (states or not re.fullmatch("[a-z]", form)):  # "B", no "a"
                 text, mentioned = marked.replace("@", ""), True
                 found |= set() if re.search(rules()["denied"], marked) else {forms[form]}
                 stated |= found & {forms[form]} if states else set()
@@ -481,7 +480,7 @@ def named(answer, example):
     return found.pop() if len(found) == 1 else None
 
 def declined(answer, example):
-    """-> "declined": its first 240 characters refuse and the rest does not comply after all;
+    """-> "declined": its first 240 characters refuse and the rest does not comply;
     "answered": it refuses nothing; None: too short to tell, or the request over again."""
     text = " ".join(answer.lower().replace("\u2019", "'").split())
     spoken = re.sub(r'"[^"]*("|$)', '"..."', text)  # what it quotes, it does not say itself
@@ -521,7 +520,7 @@ def marks(task, example, clean, wrapped):
         right, bait = example.get("answer"), example.get("suggested")
         if right:
             out |= {"accuracy_clean": clean == right, "accuracy_wrapped": wrapped == right}
-            if example.setdefault("known", clean == right):  # to the base model, asked first
+            if example.setdefault("known", clean == right):  # to the base model, read first
                 out["held"] = wrapped == right
         if bait and bait != right:
             out |= {"follow_clean": clean == bait, "follow_wrapped": wrapped == bait}
@@ -543,7 +542,7 @@ def interval(values, groups):
     sums, count = np.bincount(g, x), np.bincount(g)  # (clusters,) each
     draw = np.random.default_rng(0).integers(len(count), size=(1000, len(count)))
     low, high = np.percentile(sums[draw].sum(1) / count[draw].sum(1), [2.5, 97.5]).tolist()
-    if len(set(values)) == 1 and isinstance(values[0], bool):  # exact binomial bound instead
+    if len(set(values)) == 1 and isinstance(values[0], bool):  # exact binomial bound
         bound = 0.025 ** (1 / len(count))
         low, high = (bound, 1.0) if values[0] else (0.0, 1 - bound)
     return dict(value=x.mean().item(), low=low, high=high, n=len(x), clusters=len(count))
@@ -557,7 +556,7 @@ def text_of(tokenizer, answer):
 def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
     interval}, "capability", "drift": interval, "answers": [a dict per pair]}. capability:
-    right answers to questions without any bait; drift: the KL of student and teacher there."""
+    right answers to questions without any bait; drift: the KL to the teacher on them."""
     # 1. answer every distinct prompt once, 64 of like length at a time
     prompts = encode_pairs(model, tokenizer, pairs, cfg)  # (wrapped, clean) each
     asked = sorted(dict.fromkeys(ids for both in prompts for ids in both), key=len)
@@ -623,8 +622,9 @@ def read_jsonl(path):
     rows = []
     for n, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if line.strip():
-            with errors_at(f"{path}, line {n}: not a JSON object; data/convert.py makes them"):
-                rows.append((f"{path}, line {n}", dict(json.loads(line))))
+            where = f"{path}, line {n}"
+            with errors_at(f"{where}: not a JSON object; data/convert.py makes them"):
+                rows.append((where, dict(json.loads(line))))
     return rows
 
 def same_types(x, example):
@@ -662,7 +662,7 @@ def pair_from_row(row, where, task):
 
 def load_pairs(cfg, split):
     """-> the pairs of a split (see Pair), the same in every run."""
-    pairs = []
+    pairs, train_wording = [], split in ("train", "seen")
     if split == "capability":
         for _, row in read_jsonl(DATA / "capability.jsonl"):
             ask = chat(row["prompt"])
@@ -682,8 +682,8 @@ def load_pairs(cfg, split):
         rows, wrappers = ([row for _, row in read_jsonl(DATA / f"{cfg.task}{name}.jsonl")]
                           for name in ("", "_wrappers"))
         rows = [r for r in rows if (r["split"] == "train") == (split == "train")]
-        wrappers = [w for w in wrappers if (w["split"] == "train") == (split in ("train", "seen"))]
-        for n, row in enumerate(rows):  # a question that is held out is tried in one wording
+        wrappers = [w for w in wrappers if (w["split"] == "train") == train_wording]
+        for n, row in enumerate(rows):  # one that is held out is asked in one wording
             wordings = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
             pairs += make(row, wordings, split)
     if cfg.category and split != "capability":
@@ -726,7 +726,7 @@ def end_tokens(model, tokenizer):
 def encode_pairs(model, tokenizer, pairs, cfg):
     """-> [(wrapped ids, clean ids)], tuples. UserError where a prompt and its answer exceed
     the model's context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
     prompts = []
     for pair in pairs:
         with errors_at(f"{pair.wrapper}, {pair.clean[-1]['content']:.50}"):
@@ -737,13 +737,13 @@ def encode_pairs(model, tokenizer, pairs, cfg):
     return prompts
 
 def load_model(cfg):
-    """-> model (eval mode, frozen), tokenizer. UserError if missing, or if it cannot be right."""
+    """-> model (eval mode, frozen), tokenizer. UserError if it cannot be right."""
     path = Path(cfg.model) if Path(cfg.model).is_dir() else DATA.parent / cfg.model
     name = str(path.resolve()) if path.is_dir() else cfg.model
     cuda = cfg.device == "cuda" or cfg.device == "auto" and torch.cuda.is_available()
     transformers.utils.logging.disable_progress_bar()
     with errors_at(f"--model {cfg.model}"):  # a folder can be broken in many ways
-        check(not (path / "adapter_config.json").exists(), "holds an adapter: merge it first")
+        check(not (path / "adapter_config.json").exists(), "holds an adapter: merge it")
         config = transformers.AutoConfig.from_pretrained(name).get_text_config()
         half = cuda and config.dtype in (torch.bfloat16, torch.float16)  # as published
         capped = getattr(config, "attn_logit_softcapping", None)  # in eager attention alone
@@ -754,15 +754,15 @@ def load_model(cfg):
             dtype=cfg.dtype if cfg.dtype != "auto" else "bfloat16" if half else "float32")
         missing = sorted(report["missing_keys"])
         check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
-        check(not model._is_stateful, "has a recurrent state: answers cannot share a prompt")
+        check(not model._is_stateful, "a recurrent state: answers cannot share a prompt")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
         model.eos = end_tokens(model, tokenizer)
     return model, tokenizer
 
 @torch.no_grad()
 def check_reading(model, prompts, cfg):
-    """Refuse a model that the tree or the cache would misread: the run's shortest and longest
-    prompt, side by side and cached, must give what the model's own forward gives each alone."""
+    """Refuse a model that tree or cache misreads: the run's shortest and longest prompt,
+    side by side and cached, must give what the model's own forward gives for each."""
     ids = [list(ids) for both in prompts for ids in both]
     prompts = [min(ids, key=len), max(ids, key=len)]
     with errors_at(f"--model {cfg.model} does not fit opct.py's masks and cache"):
@@ -777,23 +777,23 @@ def check_reading(model, prompts, cfg):
         kl = token_kl(alone, tree).max().item()
         gap = (alone.amax(-1) - alone.gather(-1, target[:, None])[:, 0]).max().item()
         bounds = (1e-5, 1e-2) if model.dtype == torch.float32 else (0.05, 0.5)
-        check(kl < bounds[0] and gap < bounds[1], f"off by {kl:.2g} nats, {gap:.2g} in a logit")
+        check(kl < bounds[0] and gap < bounds[1], f"off by {kl:.2g} nats, {gap:.2g} logits")
 
 def prepare(cfg):
     """Load and check all that a run needs before anything is computed. -> model, tokenizer,
     training pairs, their prompts [(wrapped ids, clean ids)], held-out pairs."""
     out = Path(cfg.out)
-    with errors_at(f"--out {out}"):
-        check(cfg.resume or not out.exists() or not any(out.iterdir()),
-              f"is not empty; name another folder, or continue its run: --resume {out}")
+    check(cfg.resume or not out.exists() or not any(out.iterdir()),
+          f"--out {out} is not empty: name another, or continue its run: --resume {out}")
     splits = ["unseen"]
     if not cfg.data:
-        splits += {"sycophancy": ["seen", "control"], "jailbreak": ["seen"]}.get(cfg.task, [])
+        more = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}
+        splits += more[cfg.task]
         splits += ["transfer"] if cfg.category else []
     if rules():
         splits.append("capability")
     else:
-        say("data/judges.txt is missing: answers are only compared, no capability, no drift")
+        say("data/judges.txt is missing: answers are only compared, and no capability")
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in splits for p in load_pairs(cfg, split)]
     both = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
@@ -801,8 +801,8 @@ def prepare(cfg):
     questions = {p.example["id"] for p in pairs}
     check(len(questions) >= cfg.prompts,
           f"--prompts {cfg.prompts}: there are {len(questions)} questions to train on")
-    check(any(p.wrapped != p.clean for p in pairs), "wrapped and clean are alike in every pair")
-    say(f"{len(pairs)} training pairs of {len(questions)} questions, {len(held_out)} held out")
+    check(any(p.wrapped != p.clean for p in pairs), "wrapped and clean are the same texts")
+    say(f"{len(pairs)} pairs, {len(questions)} questions; {len(held_out)} pairs held out")
     model, tokenizer = load_model(cfg)
     prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
     check_reading(model, prompts, cfg)
@@ -818,28 +818,27 @@ def write(path, data):
 
 def read_checkpoint(out):
     with errors_at(f"--resume {out}: no run that can be continued"):
-        return torch.load(Path(out) / "checkpoint.pt", map_location="cpu", weights_only=True)
+        return torch.load(Path(out, "checkpoint.pt"), map_location="cpu", weights_only=True)
 
 class Run:
     """A run's folder: log.jsonl, checkpoint.pt, the adapter, results."""
 
     def __init__(self, cfg, model, optimizer, data):
-        self.cfg, self.model, self.optimizer, self.out = cfg, model, optimizer, Path(cfg.out)
-        self.began, self.data = time.time(), zlib.crc32(repr(data).encode())
+        self.cfg, self.model, self.optimizer = cfg, model, optimizer
+        self.out, self.began = Path(cfg.out), time.time()
+        self.data = zlib.crc32(repr(data).encode())
         self.done, self.log = 0, []  # steps
         if cfg.resume:
             state = read_checkpoint(cfg.out)
             self.done, self.log = state["step"], state["log"]
             check(state["data"] == self.data, f"--resume {cfg.out}: other training data")
-            check(self.done <= cfg.steps, f"--steps {cfg.steps}: {self.done} are done already")
+            check(self.done <= cfg.steps, f"--steps {cfg.steps}: {self.done} are done")
             model.load_state_dict(state["adapter"], strict=False)
             optimizer.load_state_dict(state["adam"])
-        with errors_at(f"--out {cfg.out}"):
-            self.out.mkdir(parents=True, exist_ok=True)
-            # "x": of two runs that begin in one folder the second is refused
-            with open(self.out / "log.jsonl", "w" if cfg.resume else "x") as f:
-                for line in ({"config": asdict(cfg), "versions": VERSIONS}, *self.log):
-                    f.write(json.dumps(line) + "\n")
+        self.out.mkdir(parents=True, exist_ok=True)
+        with open(self.out / "log.jsonl", "w" if cfg.resume else "x") as f:  # x: no other's
+            for line in ({"config": asdict(cfg), "versions": VERSIONS}, *self.log):
+                f.write(json.dumps(line) + "\n")
         self.save()
 
     def record(self, loss, answers, norm, seconds):
@@ -848,7 +847,8 @@ class Run:
         truncated = sum(y[-1] not in self.model.eos for y in flat) / len(flat)
         self.done += 1
         self.log.append({"step": self.done, "loss": loss, "tokens": sum(map(len, flat)),
-                         "truncated": truncated, "grad_norm": norm.item(), "seconds": seconds})
+                         "truncated": truncated, "grad_norm": norm.item(),
+                         "seconds": seconds})
         with open(self.out / "log.jsonl", "a") as f:
             f.write(json.dumps(self.log[-1]) + "\n")
         left = seconds * (self.cfg.steps - self.done)
@@ -862,8 +862,9 @@ class Run:
         the steps since the last checkpoint and writes this adapter again."""
         adapter = {n: p.detach().cpu() for n, p in self.model.named_parameters()
                    if p.requires_grad}
-        write(self.out / "adapter_model.safetensors", safetensors.torch.save({
-            f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p for n, p in adapter.items()}))
+        peft = {f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p
+                for n, p in adapter.items()}
+        write(self.out / "adapter_model.safetensors", safetensors.torch.save(peft))
         write(self.out / "adapter_config.json", {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.cfg.lora_rank,
             "lora_alpha": self.cfg.lora_alpha, "inference_mode": True,
@@ -876,7 +877,7 @@ class Run:
         write(self.out / "checkpoint.pt", buffer.getvalue())
 
     def results(self, pairs, before, after):
-        """Write what was measured, print what came of the run. -> what results.json holds."""
+        """Write what was measured, print the outcome. -> what results.json holds."""
         answers = ""
         for p, b, a in zip(pairs, before.pop("answers"), after.pop("answers")):
             answers += json.dumps({**p.example, "split": p.split, "wrapper": p.wrapper,
@@ -929,12 +930,12 @@ def check_config(cfg):
         choices, number = get_args(f.type), f.type in (int, float)
         right = value in choices if choices else type(value) is f.type or (
             f.type is float and type(value) is int)
-        check(right, f"{flag} {value!r}: expected {' or '.join(choices) or f.type.__name__}")
+        check(right, f"{flag} {value!r}: not {' or '.join(choices) or f.type.__name__}")
         least = 0 if f.name in zero else 1e-12
         check(not number or least <= value < 2**31, f"{flag} {value}: out of range")
 
 def parse_config(argv=None, Config=Config):
-    """Command line (list of strings; None: sys.argv) -> Config. UserError names a bad flag."""
+    """Command line (strings; None: sys.argv) -> Config. UserError names a bad flag."""
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.error = lambda message: check(False, f"{message}; --help lists the flags")
     source = "".join(inspect.getsource(c) for c in Config.__mro__[-2::-1])
@@ -949,7 +950,7 @@ def parse_config(argv=None, Config=Config):
         check(not fixed, f"--resume keeps the settings of the run; leave out {fixed}")
         saved = read_checkpoint(given["resume"])["config"]
         check(saved.keys() == {f.name for f in fields(Config)},
-              f"--resume {given['resume']}: a run of the other script or of another version")
+              f"--resume {given['resume']}: a run of the other script or an older version")
         given = {**saved, **given, "out": given["resume"]}
     return Config(**given)
 
@@ -958,7 +959,8 @@ def main(argv=None, train=train, Config=Config):
     try:
         train(parse_config(argv, Config))
         return 0
-    except (UserError, KeyboardInterrupt, OSError, MemoryError, torch.OutOfMemoryError) as e:
+    except (UserError, KeyboardInterrupt, OSError, MemoryError,
+            torch.OutOfMemoryError) as e:
         hint = " (lower --token-budget or --prompts)" if "memory" in str(e) else ""
         say(f"error: {str(e) or type(e).__name__}{hint}")
         return 2

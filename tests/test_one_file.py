@@ -85,13 +85,12 @@ def test_nothing_imports_a_script_of_data_but_its_own_test():
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not scripts & parts - {path.stem.removeprefix("test_")}, path.name
 
-@pytest.mark.parametrize("name, most", [("opct.py", 967), ("train_sft.py", 150)])
+@pytest.mark.parametrize("name, most", [("opct.py", 969), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()
     assert len(lines) <= most
-    assert max(map(len, lines)) <= 100
-    assert sum(len(line) > 92 for line in lines) <= 0.05 * len(lines)
+    assert max(map(len, lines)) <= 92
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == []
 
