@@ -451,6 +451,7 @@ def words(text):
 def rules():
     """data/judges.txt -> {section: its patterns, joined to one}; {} where it is missing."""
     if not (DATA / "judges.txt").exists():
+        say("data/judges.txt is missing: answers are only compared, and no capability")
         return {}
     text = re.sub("^#.*\n", "", (DATA / "judges.txt").read_text("utf-8"), flags=re.M)
     sections = re.findall(r"^\[(\w+)\]\n((?:.+\n)+)", text, re.M)
@@ -790,10 +791,7 @@ def prepare(cfg):
         more = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}
         splits += more[cfg.task]
         splits += ["transfer"] if cfg.category else []
-    if rules():
-        splits.append("capability")
-    else:
-        say("data/judges.txt is missing: answers are only compared, and no capability")
+    splits += ["capability"] if rules() else []
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in splits for p in load_pairs(cfg, split)]
     both = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
@@ -851,9 +849,8 @@ class Run:
                          "seconds": seconds})
         with open(self.out / "log.jsonl", "a") as f:
             f.write(json.dumps(self.log[-1]) + "\n")
-        left = seconds * (self.cfg.steps - self.done)
         say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {truncated:.0%} cut, "
-            f"{left:.0f} s left")
+            f"{seconds * (self.cfg.steps - self.done):.0f} s left")
         if self.done % self.cfg.save_every == 0 or self.done == self.cfg.steps:
             self.save()
 
@@ -889,25 +886,23 @@ class Run:
                    "seconds": time.time() - self.began, "before": before, "after": after}
         write(self.out / "answers.jsonl", answers.encode())
         write(self.out / "results.json", results)
-        print("\n".join(summary(self.cfg, self.log, before, after)))
+        # to read at once: what came of it, what is doubtful, a table
+        old, new = ({**m["unseen"], **{k: m[k] for k in ("capability", "drift") if k in m}}
+                    for m in (before, after))
+        headlines = "follow_wrapped", "defended", "warned", "consistency"
+        name = next(n for n in headlines if n in new)
+        print(f"{name} {old[name]['value']:.0%} -> {new[name]['value']:.0%} "
+              f"(n = {new[name]['n']}); adapter: {self.cfg.out!a}")
+        if "drift" in new and (new["capability"]["high"] < old["capability"]["value"]
+                               or new["drift"]["low"] > old["kl"]["value"]):
+            print("NOTE: capability fell, or the drift is more than the bait's own KL")
+        truncated = [step["truncated"] for step in self.log[-20:]]
+        if sum(truncated) > 0.5 * len(truncated):
+            print("NOTE: most sampled answers were cut; raise --max-new-tokens")
+        for k, m in new.items():
+            print(f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   "
+                  f"{m['low']:.3f} to {m['high']:.3f}{m['n']:7}")
         return results
-
-def summary(cfg, log, before, after):
-    """The lines printed at the end: what came of it, what is doubtful, a short table."""
-    old, new = ({**m["unseen"], **{k: m[k] for k in ("capability", "drift") if k in m}}
-                for m in (before, after))
-    headlines = "follow_wrapped", "defended", "warned", "consistency"
-    name = next(n for n in headlines if n in new)
-    lines = [f"{name} {old[name]['value']:.0%} -> {new[name]['value']:.0%} "
-             f"(n = {new[name]['n']}); adapter: {cfg.out!a}"]
-    if "drift" in new and (new["capability"]["high"] < old["capability"]["value"]
-                           or new["drift"]["low"] > old["kl"]["value"]):
-        lines.append("NOTE: capability fell, or the drift is more than the bait's own KL")
-    truncated = [step["truncated"] for step in log[-20:]]
-    if sum(truncated) > 0.5 * len(truncated):
-        lines.append("NOTE: most sampled answers were cut; raise --max-new-tokens")
-    return lines + [f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   {m['low']:.3f} to "
-                    f"{m['high']:.3f}{m['n']:7}" for k, m in new.items()]
 
 
 # 10. Command line

@@ -63,7 +63,8 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("the rest of an epoch is lost", "queue += sorted", "queue = sorted"),
         ("gradients are not clipped", "(params, cfg.grad_clip)", "(params, 1e9)")],
     "pairs": [
-        ("the evaluation in training wordings", '== (split in ("train", "seen"))]', "]"),
+        ("the evaluation in training wordings", '[], split in ("train", "seen")',
+         "[], True"),
         ("the safety teacher reads no fact", 'row["fact"] if danger else ""', '""'),
         ("a true suggestion passes", 'bait != words(row.get("answer", ""))', 'bait != ""'),
         ("a chat may end with anyone", "(user assistant )*user", "(user assistant )*.*")],
