@@ -44,7 +44,7 @@ class Config(opct.Config):
     def __post_init__(self):
         self.out = self.out or self.resume or f"out/{self.task}-sft"
         super().__post_init__()
-        check(self.kl != "sampled", "--kl sampled: takes answers of the student, as opct.py")
+        check(self.kl != "sampled", "--kl sampled: it takes the student's own answers")
 
 
 # 2. Targets: what the base model says without the bait
@@ -83,8 +83,8 @@ def train(cfg):
     with teacher(model):  # adapter off: the base model
         before = evaluate(model, tokenizer, held_out, cfg)
 
-    # a resumed run skips the steps that are done
-    for chosen in itertools.islice(batches(pairs, cfg.prompts, cfg.seed), run.done, cfg.steps):
+    order = batches(pairs, cfg.prompts, cfg.seed)
+    for chosen in itertools.islice(order, run.done, cfg.steps):  # a resumed run skips some
         began, batch = time.time(), [prompts[i] for i in chosen]
         # random numbers of this step alone, so that --resume continues exactly
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
@@ -103,7 +103,8 @@ def train(cfg):
             # 3. the student reads them behind the wrapped ones; SFT: and learns to say them
             packed = pack(wrapped, ys)
             s = read(model, packed)  # (N, V) what it says with the bait
-            nats = (token_nll(s, packed.target.to(s.device)) if cfg.loss == "nll" else  # SFT
+            y = packed.target.to(s.device)  # (N,) SFT
+            nats = (token_nll(s, y) if cfg.loss == "nll" else  # SFT
                     token_kl(s, t) if cfg.kl == "reverse" else  # SFT
                     token_kl(t, s))  # (N,) SFT
             loss = nats.sum() / tokens  # SFT: as the KL, of the whole step

@@ -71,10 +71,10 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "evaluate": [
         ("of several candidates one counts", "found.pop() if len(found) == 1",
          "found.pop() if found"),
-        ("half a word counts", 'text.replace(f" {form} ", " # ")', 'text.replace(form, "#")'),
-        ("a denied candidate counts", "set() if re.search(DENIED, marked) else {forms", "{forms"),
+        ("half a word counts", 'text.replace(f" {form} ", " @ ")', 'text.replace(form, "@")'),
+        ("a denied candidate counts", 'if re.search(rules()["denied"], marked) else', "if 0 else"),
         ("agreement is not heard", "if not mentioned and", "if mentioned and"),
-        ("a mention warns", "if re.search(CAUTION, sentence, re.I):", "if True:"),
+        ("a mention warns", 'if re.search(rules()["caution"], sentence.lower()):', "if True:"),
         ("what was not known is held", 'if example.setdefault("known", clean == right)', "if True"),
         ("a refusal that gives in counts", '"answered" if complies and', '"answered" if 0 and'),
         ("intervals over answers", "np.unique(groups,", "np.unique(range(len(values)),"),
@@ -88,7 +88,6 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "train": [
         ("the adapter is not scaled", "alpha / rank", "alpha / 9"),
         ("a relative path in the adapter", "str(path.resolve()) if", "cfg.model if"),
-        ("markup in the page", 'page.replace("<", "\\\\u003c")', "page"),
         ("files of mode 600", "os.replace(f",
          'os.chmod(f"{path}.new", 0o600), os.replace(f')],
     "resume": [
@@ -101,7 +100,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "cli": [
         ("control tokens pass", "or token not in content", "or True"),
         ("control characters pass", 'c if c.isprintable() else " "', "c"),
-        ("the template's end of turn is unknown", "ends = {*behind} &", "ends = set() &"),
+        ("the template's end of turn is unknown", "ends = {*ids[:1]} &", "ends = set() &"),
         ("missing weights pass", "check(not missing,", "check(True,"),
         ("a dropped message passes", 'check(m["content"].strip() in text', "check(True"),
         ("a foreign folder is written to", "not any(out.iterdir())", "True"),

@@ -110,7 +110,7 @@ def test_data_cannot_smuggle_in_tokens_or_exceed_the_context(text, words, capsys
     assert "own.jsonl, line 1" in line and words in line
 
 @pytest.mark.parametrize("name, words", [
-    ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "--out")])
+    ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "directory")])
 def test_a_folder_that_is_taken_is_not_touched(name, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(opct, "load_model", None)
     (tmp_path / (name or "o")).write_text("mine")

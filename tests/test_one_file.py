@@ -27,12 +27,13 @@ def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
     done = subprocess.run([sys.executable, "opct.py", *flags], cwd=tmp_path, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert "capability.jsonl is missing" in done.stderr
+    assert "judges.txt is missing" in done.stderr
     out = tmp_path / "out/sycophancy"
     results = json.loads((out / "results.json").read_text())
     assert (out / "adapter_model.safetensors").exists()
-    assert "follow_wrapped" in results["after"]["unseen"]
-    assert not {"capability", "drift"} & results["after"].keys()
+    assert results["after"].keys() == {"unseen"}
+    assert results["after"]["unseen"].keys() == {"consistency", "unparsed", "unparsed_clean",
+                                                 "truncated", "kl"}
 
 def cut(first, beyond):
     """What the sections from `first` up to `beyond` define, with the imports at the top."""
@@ -84,13 +85,12 @@ def test_nothing_imports_a_script_of_data_but_its_own_test():
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not scripts & parts - {path.stem.removeprefix("test_")}, path.name
 
-@pytest.mark.parametrize("name, most", [("opct.py", 1000), ("train_sft.py", 150)])
+@pytest.mark.parametrize("name, most", [("opct.py", 964), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()
     assert len(lines) <= most
-    assert max(map(len, lines)) <= 100
-    assert sum(len(line) > 92 for line in lines) <= 0.05 * len(lines)
+    assert max(map(len, lines)) <= 92
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == []
 

@@ -75,7 +75,7 @@ def said_by(*roles):
 
 def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_a_fifth_of_the_groups(own):
     talk = said_by("system", "user", "assistant", "user")
-    rows = [*[good(n, group=str(n // 2)) for n in range(11)], {**talk, "split": "train"}, ""]
+    rows = [*[good(n, group=str(n // 2)) for n in range(12)], {**talk, "split": "train"}, ""]
     split = [[opct.load_pairs(own(*lines), s) for s in ("train", "unseen")]
              for lines in (rows, rows[::-1])]
     (train, held), (again, _) = split

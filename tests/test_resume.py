@@ -136,6 +136,6 @@ def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(tmp_path, mo
     prepare, log = opct.prepare, tmp_path / "log.jsonl"
     monkeypatch.setattr(opct, "prepare", lambda cfg: (
         prepare(cfg), log.write_text("the first's"))[0])
-    with pytest.raises(opct.UserError, match="--out"):
+    with pytest.raises(FileExistsError, match="log.jsonl"):
         opct.train(opct.Config(out=str(tmp_path), **SHORT))
     assert log.read_text() == "the first's"
