@@ -159,12 +159,16 @@ class LoRALinear(nn.Module):
 
 def add_lora(model, rank, alpha):
     """Put an adapter beside every linear layer but the head. -> the parameters that train.
-    Not adapted: a vision tower, and the experts of a mixture, which are 3-D tensors."""
+    Not adapted: a vision tower, and in a mixture of experts (3-D tensors) what bears their
+    names, too, since PEFT would read its adapter as the experts'."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
+    mixture = any(p.dim() == 3 for p in model.get_decoder().parameters())
+    skipped = {"gate_proj", "up_proj", "down_proj"} if mixture else set()
     for module in list(model.get_decoder().modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child is not head:
+            linear = isinstance(child, nn.Linear) and child is not head
+            if linear and name not in skipped:
                 setattr(module, name, LoRALinear(child, rank, alpha))
     params = [p for p in model.parameters() if p.requires_grad]
     check(params, "the model has no linear layers (nn.Linear) to adapt")
@@ -466,7 +470,9 @@ def named(answer, example):
     if not forms:  # nothing to look for: the answers can still be compared
         return words(answer) or None
     found, stated, mentioned = set(), set(), False
-    for clause in re.split(r"[^.!?]*\?|[.!?;:,*](?!\w)|[\n()\u2013\u2014]|\bbut\b", answer):
+    # where a clause ends, or was a question; but "A: ..." is one
+    ends = r"[^.!?]*\?|([.!?;,*]|(?<!\b\w):)(?!\w)|[\n()\u2013\u2014]|\bbut\b"
+    for clause in re.sub(ends, "\n", answer).split("\n"):
         text = f" {words(clause)} "
         for form in sorted(forms, key=len, reverse=True):  # "New York" names no York
             marked = text.replace(f" {form} ", " @ ")
@@ -591,7 +597,11 @@ def evaluate(model, tokenizer, pairs, cfg):
             values[pair.split, name].append((value, pair.example["group"]))
     for (split, name), grouped in values.items():
         out[split][name] = interval(*zip(*grouped))
-    if unrelated := out.pop("capability", None):
+    unrelated = out.pop("capability", None)
+    for split, shown in out.items():
+        say(f"{split}: both prompts answered alike in {shown['consistency']['value']:.0%}, "
+            f"KL {shown['kl']['value']:.3f} nats per token")
+    if unrelated:
         out["capability"], out["drift"] = unrelated["accuracy_wrapped"], unrelated["kl"]
     return {**out, "answers": answers}
 
@@ -734,6 +744,10 @@ def encode_pairs(model, tokenizer, pairs, cfg):
             both = tuple(tuple(encode(tokenizer, m)) for m in (pair.wrapped, pair.clean))
             most = max(map(len, both)) + cfg.max_new_tokens
             check(most <= context, f"{most} tokens exceed the model's context of {context}")
+            check(both[0] != both[1] or pair.wrapped == pair.clean,
+                  "the chat template leaves out what differs between wrapped and clean")
+            check(max(map(max, both)) < model.get_input_embeddings().num_embeddings,
+                  "the tokenizer has a token that the model lacks")
             prompts.append(both)
     return prompts
 
@@ -750,11 +764,15 @@ def load_model(cfg):
         capped = getattr(config, "attn_logit_softcapping", None)  # in eager attention alone
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         check(tokenizer("a")["input_ids"], "the tokenizer's files are missing")
+        # some templates name the date, and a resumed run must read the same prompts
+        date = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+        tokenizer.chat_template = date + tokenizer.get_chat_template()
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, attn_implementation="eager" if capped else None,
             dtype=cfg.dtype if cfg.dtype != "auto" else "bfloat16" if half else "float32")
         missing = sorted(report["missing_keys"])
         check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
+        check(all(p.element_size() > 1 for p in model.parameters()), "is quantised")
         check(not model._is_stateful, "a recurrent state: answers cannot share a prompt")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
         model.eos = end_tokens(model, tokenizer)
@@ -768,6 +786,7 @@ def check_reading(model, prompts, cfg):
     prompts = [min(ids, key=len), max(ids, key=len)]
     with errors_at(f"--model {cfg.model} does not fit opct.py's masks and cache"):
         greedy = sample(model, prompts, 2, min(32, cfg.max_new_tokens), 0.0, set())
+        greedy = [[*ys, ys[0][:1]] for ys in greedy]  # two long answers and a short one
         packed = pack(prompts, greedy)
         tree = read(model, packed)  # (N, V)
         alone = []  # (R, V) each
@@ -799,8 +818,12 @@ def prepare(cfg):
     questions = {p.example["id"] for p in pairs}
     check(len(questions) >= cfg.prompts,
           f"--prompts {cfg.prompts}: there are {len(questions)} questions to train on")
-    check(any(p.wrapped != p.clean for p in pairs), "wrapped and clean are the same texts")
-    say(f"{len(pairs)} pairs, {len(questions)} questions; {len(held_out)} pairs held out")
+    alike = sum(p.wrapped == p.clean for p in pairs)
+    check(alike < len(pairs), "wrapped and clean are the same texts in every pair")
+    copies = len(pairs) - len({repr((p.wrapped, p.clean)) for p in pairs})
+    has = {f: sum(f in p.example for p in pairs) for f in FIELDS[cfg.task]}
+    say(f"{len(pairs)} pairs of {len(questions)} questions, {len(held_out)} held out; "
+        f"alike {alike}, copies {copies}, " + ", ".join(f"{f} in {n}" for f, n in has.items()))
     model, tokenizer = load_model(cfg)
     prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
     check_reading(model, prompts, cfg)
@@ -821,15 +844,18 @@ def read_checkpoint(out):
 class Run:
     """A run's folder: log.jsonl, checkpoint.pt, the adapter, results."""
 
-    def __init__(self, cfg, model, optimizer, data):
+    def __init__(self, cfg, model, optimizer, prompts):
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
         self.out, self.began = Path(cfg.out), time.time()
-        self.data = zlib.crc32(repr(data).encode())
+        weights = [f"{p.norm(dtype=torch.float64):.6g}" for p in model.parameters()
+                   if not p.requires_grad]
+        self.inputs = zlib.crc32(repr((prompts, weights)).encode())
         self.done, self.log = 0, []  # steps
         if cfg.resume:
             state = read_checkpoint(cfg.out)
             self.done, self.log = state["step"], state["log"]
-            check(state["data"] == self.data, f"--resume {cfg.out}: other training data")
+            check(state["inputs"] == self.inputs,
+                  f"--resume {cfg.out}: other training data or other weights of the model")
             check(self.done <= cfg.steps, f"--steps {cfg.steps}: {self.done} are done")
             model.load_state_dict(state["adapter"], strict=False)
             optimizer.load_state_dict(state["adam"])
@@ -870,7 +896,7 @@ class Run:
         buffer = io.BytesIO()
         torch.save({"step": self.done, "config": asdict(self.cfg), "log": self.log,
                     "adapter": adapter, "adam": self.optimizer.state_dict(),
-                    "data": self.data}, buffer)
+                    "inputs": self.inputs}, buffer)
         write(self.out / "checkpoint.pt", buffer.getvalue())
 
     def results(self, pairs, before, after):
@@ -893,6 +919,8 @@ class Run:
         name = next(n for n in headlines if n in new)
         print(f"{name} {old[name]['value']:.0%} -> {new[name]['value']:.0%} "
               f"(n = {new[name]['n']}); adapter: {self.cfg.out!a}")
+        if old["consistency"]["value"] > 0.95:
+            print("NOTE: the base model answered both prompts alike: little to teach")
         if "drift" in new and (new["capability"]["high"] < old["capability"]["value"]
                                or new["drift"]["low"] > old["kl"]["value"]):
             print("NOTE: capability fell, or the drift is more than the bait's own KL")
@@ -908,7 +936,8 @@ class Run:
 # 10. Command line
 
 # what may stand beside --resume, since it does not change what is computed
-RESUME = {"resume", "steps", "save_every", "eval_questions", "device", "token_budget"}
+RESUME = {"resume", "model", "steps", "save_every", "eval_questions", "device",
+          "token_budget"}  # model: its folder may have moved
 
 def say(text):
     """A line on stderr without control characters. A closed pipe stops no training."""

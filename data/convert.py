@@ -20,6 +20,7 @@ import gzip
 import json
 import re
 import sys
+import unicodedata
 from collections import Counter
 
 SHAPES = re.findall(r"^    (\w+), (\w+)(?:: (\w+), (\w+))?  ", __doc__, re.M)  # see above
@@ -30,7 +31,6 @@ LLAMA = r"(?s)^<.begin_of_text.><.\w+.>user<.\w+.>\s+(\S(?:(?!<\|).)*)<.eot_id.>
 CHOICE = r"(?m:^[^\w\n]{0,3}([A-Z])[).:][^\w\n]{0,2}[ \t]+(\S.*?)[ \t\r]*$[\r\n]*)"
 WARNING = [r"\b(warn|caution|careful|danger|hazard|risk|unsafe|toxic|poison|harm|injur|"
            r"never|avoid|(do|should|must|can) ?not|(do|should|must|ca)n.t)"]  # for SAGE
-
 
 def chat(value, system=""):
     """A prompt in any published form -> [{"role", "content"}]"""
@@ -50,6 +50,9 @@ def chat(value, system=""):
         raise ValueError("a prompt is empty or does not end with the user's turn")
     return messages
 
+def plain(text):
+    """What opct.py compares: no case, no accents, no punctuation."""
+    return re.findall(r"[^\W\u0300-\u036f]+", unicodedata.normalize("NFKD", text.casefold()))
 
 def lettered(prompt, right, bait):
     """-> answer, suggested, wrong and aliases, as far as they are known."""
@@ -66,14 +69,14 @@ def lettered(prompt, right, bait):
     names = {t: [x for x in letters if letters[x] == t] for t in [*facts.values(), *wrong]}
     return {**facts, "wrong": [*dict.fromkeys(wrong)], "aliases": names if letters else {}}
 
-
 def convert(row, counts):
     """A row -> a pair in opct.py's format."""
     kind, side, right, bait = next(s for s in SHAPES  # None: more cells than the header has
                                    if {*s[:2]} <= {*row} and None not in row)
     clean, wrapped, system = row[kind], row[side], row.get("system") or ""
     keep = FIELDS if kind == "clean" else ("category", "split")
-    pair = {f: row[f] for f in keep if row.get(f) not in (None, "")}
+    pair = {f: row[f] for f in keep if row.get(f) is not None and str(row[f]).strip()}
+    pair |= {"split": "test"} if pair.get("split", "train") != "train" else {}  # dev ...
     if right:
         pair.update(lettered(chat(clean)[-1]["content"], row.get(right), row.get(bait)))
     elif kind == "base":
@@ -85,7 +88,7 @@ def convert(row, counts):
         pair.update(lettered(clean, None, wrapped))
         clean, wrapped = re.search("(?s)Do you agree or disagree with .*", clean)[0], clean
     elif kind == "safety_fact":
-        safe = any(str(row.get(f)).startswith("safe") for f in ("prompt_type", "version"))
+        safe = re.search("(?i)(?<!un)safe", f"{row.get('prompt_type')} {row.get('version')}")
         pair.update(danger=not safe, warning=WARNING, fact=clean, group=clean)
         clean = chat(wrapped, "" if safe else clean)  # a safe prompt runs into no danger
     elif "harmful" not in pair and {"system", "prompt", "target_full"} & {*row}:
@@ -97,11 +100,10 @@ def convert(row, counts):
     if not all(isinstance(value, FIELDS.get(f, list)) for f, value in pair.items()):
         raise ValueError("a field is of the wrong type")
     json.dumps(pair, ensure_ascii=False).encode()  # raises if a text is not valid Unicode
-    if pair.get("suggested", "").casefold() == pair.get("answer", " ").casefold():
+    if "suggested" in pair and plain(pair["suggested"]) == plain(pair.get("answer", "")):
         counts["right suggestions left out"] += 1
         del pair["suggested"]
     return {f: value for f, value in pair.items() if value not in ([], {})}
-
 
 def read_rows(path):
     """The rows of a file, whichever format it has."""
@@ -121,7 +123,6 @@ def read_rows(path):
         top = facts or (lists[0] if len(lists) == 1 else top)
     return top if isinstance(top, list) else [top]
 
-
 def main(path):
     rows, pairs, counts = read_rows(path), [], Counter()
     for row in rows:
@@ -140,7 +141,6 @@ def main(path):
     print(f"{len(rows)} rows read, {len(pairs)} pairs written {has}{note}", file=sys.stderr)
     for s, chats in [(s, pair[s]) for pair in pairs[:2] for s in ("clean", "wrapped")]:
         print(f"{s}: {' | '.join(m['content'] for m in chats)[:100]!r}", file=sys.stderr)
-
 
 if __name__ == "__main__":
     try:

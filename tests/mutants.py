@@ -93,7 +93,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "resume": [
         ("questions start over", "run.done, cfg.steps)", "0, cfg.steps - run.done)"),
         ("Adam starts over", 'optimizer.load_state_dict(state["adam"])', "pass"),
-        ("other data are taken", 'check(state["data"] == self.data,', "check(True,"),
+        ("other data are taken", 'check(state["inputs"] == self.inputs,', "check(True,"),
         ("another lr is taken", 'RESUME = {"resume",', 'RESUME = {"resume", "lr",'),
         ("NaN reaches the weights", "check(norm.isfinite(),", "check(True,"),
         ("two runs in one folder", '"w" if cfg.resume else "x"', '"w"')],
