@@ -772,7 +772,6 @@ def load_model(cfg):
             dtype=cfg.dtype if cfg.dtype != "auto" else "bfloat16" if half else "float32")
         missing = sorted(report["missing_keys"])
         check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
-        check(all(p.element_size() > 1 for p in model.parameters()), "is quantised")
         check(not model._is_stateful, "a recurrent state: answers cannot share a prompt")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
         model.eos = end_tokens(model, tokenizer)
@@ -823,7 +822,7 @@ def prepare(cfg):
     copies = len(pairs) - len({repr((p.wrapped, p.clean)) for p in pairs})
     has = {f: sum(f in p.example for p in pairs) for f in FIELDS[cfg.task]}
     say(f"{len(pairs)} pairs of {len(questions)} questions, {len(held_out)} held out; "
-        f"alike {alike}, copies {copies}, " + ", ".join(f"{f} in {n}" for f, n in has.items()))
+        f"alike {alike}, copies {copies}, " + ", ".join(f"{f} in {has[f]}" for f in has))
     model, tokenizer = load_model(cfg)
     prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
     check_reading(model, prompts, cfg)

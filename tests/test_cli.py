@@ -1,4 +1,6 @@
 """Sections 1, 9 and 10: what cannot be right is refused in one line, with exit code 2."""
+import copy
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import pytest
 import safetensors.torch as st
 import torch
 from conftest import ROOT
+from tokenizers.processors import TemplateProcessing
 
 import opct
 import train_sft
@@ -64,16 +67,25 @@ def altered(folder, changes):
         path.unlink() if new is None else path.write_bytes(new)
     return str(folder)
 
+def edited(**fields):
+    return lambda old: json.dumps(json.loads(old) | fields).encode()
+
+def weights(keep=lambda name: True, prefix=""):
+    return lambda old: st.save({prefix + name: w for name, w in st.load(old).items()
+                                if keep(name)}, {"format": "pt"})
+
 TEMPLATE, WEIGHTS = "chat_template.jinja", "model.safetensors"
 NO_SYSTEM = b"{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}"
 
 @pytest.mark.parametrize("file, change, words", [
     (WEIGHTS, None, ""), (WEIGHTS, lambda old: old[:len(old) // 2], ""),
-    (WEIGHTS, lambda old: st.save({f"_orig_mod.{k}": w for k, w in st.load(old).items()},
-                                  {"format": "pt"}), "lack 47 weights"),
+    (WEIGHTS, weights(prefix="_orig_mod."), "lack 47 weights"),
+    (WEIGHTS, weights(keep=lambda name: ".layers.3." not in name), "lack 11 weights"),
+    ("config.json", edited(quantization_config={"quant_method": "gptq", "bits": 4}), ""),
     ("tokenizer.json", None, ""), ("config.json", None, ""),
     (TEMPLATE, None, "chat template"), (TEMPLATE, lambda old: NO_SYSTEM + old, "system"),
     (TEMPLATE, lambda _: b"{{ raise_exception('not me') }}", "not me"),
+    (TEMPLATE, lambda _: b"{{ messages[0].content + messages[0].name }}", "broken"),
     ("adapter_config.json", lambda _: b"{}", "merge")])
 def test_a_model_that_cannot_be_right_is_refused(file, change, words, capsys, tmp_path):
     model = altered(tmp_path / "broken", {file: change})
@@ -83,14 +95,68 @@ def test_a_model_that_cannot_be_right_is_refused(file, change, words, capsys, tm
     assert "nowhere" in error_of([*SHORT, "--model", f"{tmp_path}/nowhere"], capsys)
 
 def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(tmp_path):
-    def other(old):
-        tokens = {"eos_token": "<|endoftext|>", "extra_special_tokens": ["<|im_end|>"]}
-        return json.dumps(json.loads(old) | {"eos_token_id": 0, **tokens}).encode()
+    other = edited(eos_token="<|endoftext|>", extra_special_tokens=["<|im_end|>"],
+                   eos_token_id=0)
     files = ("config.json", "generation_config.json", "tokenizer_config.json")
     folder = altered(tmp_path / "model", dict.fromkeys(files, other))
     model, tokenizer = opct.load_model(opct.Config(model=folder))
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
     assert model.eos == {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+def pickled(old):
+    torch.save(st.load(old), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+CUT = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+
+@pytest.mark.parametrize("changes", [
+    {WEIGHTS: None, "pytorch_model.bin": lambda _: pickled(
+        (ROOT / "data/tiny" / WEIGHTS).read_bytes())},
+    {"tokenizer.json": edited(truncation=CUT)}, {"config.json": edited(attention_dropout=0.5)},
+    {"tokenizer_config.json": edited(pad_token="!", unk_token="")},
+    {TEMPLATE: lambda old: b"{% generation %}{% endgeneration %}" + old},
+    {"config.json": edited(auto_map={"AutoModelForCausalLM": "own.Model"}),
+     "own.py": lambda _: b"1 / 0"}])
+def test_what_stands_in_a_folder_beside_the_model_changes_nothing(changes, tiny, tmp_path):
+    model, tokenizer = opct.load_model(opct.Config(model=altered(tmp_path / "m", changes)))
+    ids, right = (opct.encode(t, opct.chat("Why! " * 30)) for t in (tokenizer, tiny[1]))
+    logits = [m(torch.tensor([right])).logits for m in (model, tiny[0])]
+    assert ids == right and torch.equal(*logits)
+
+def test_code_of_a_model_folder_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.chdir(tmp_path)
+    folder = altered(tmp_path / "m", {"own.py": lambda _: b"open('ran', 'w')", "config.json":
+                     edited(model_type="own", auto_map={"AutoConfig": "own.Config"})})
+    with pytest.raises(opct.UserError, match="custom code"):
+        opct.load_model(opct.Config(model=folder))
+    assert not (tmp_path / "ran").exists()
+
+def test_a_clock_in_the_template_stands_still_and_a_prompt_begins_once(tmp_path, tiny):
+    clock = {TEMPLATE: lambda old: b"{{ strftime_now('%f') }}" + old}
+    tokenizer = opct.load_model(opct.Config(model=altered(tmp_path / "m", clock)))[1]
+    assert opct.encode(tokenizer, opct.chat("a")) == opct.encode(tokenizer, opct.chat("a"))
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    assert tokenizer("a")["input_ids"][0] == 0
+    assert opct.encode(tokenizer, opct.chat("a")) == opct.encode(tiny[1], opct.chat("a"))
+
+def one_more(old):
+    tokens = json.loads(old)
+    new = dict(tokens["added_tokens"][0], id=5120, content="<|new|>")
+    return json.dumps(tokens | {"added_tokens": [*tokens["added_tokens"], new]}).encode()
+
+@pytest.mark.parametrize("changes, words", [
+    ({TEMPLATE: lambda old: b"{% set messages = messages[-1:] %}" + old}, "what differs"),
+    ({"tokenizer.json": one_more, TEMPLATE: lambda old: b"<|new|>" + old}, "model lacks")])
+def test_prompts_that_cannot_be_read_right_are_refused(changes, words, capsys, tmp_path):
+    chat = opct.chat("I eat honey.", system="honey")
+    rows = [{"wrapped": "I eat honey.", "clean": chat, "group": str(n)} for n in range(9)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    line = error_of(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--model",
+                     altered(tmp_path / "m", changes), "--out", f"{tmp_path}/o"], capsys)
+    assert "own.jsonl, line" in line and words in line
 
 def test_a_prompt_ends_where_the_assistant_speaks_and_asks_for_no_thinking(tiny, monkeypatch):
     tokenizer, ask = tiny[1], opct.chat("Why?")
@@ -134,9 +200,10 @@ def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(t
     assert {"follow_wrapped", "capability", "drift"} < {line.split()[0] for line in table}
     assert done.returncode == 0 and (tmp_path / "käse/results.json").exists()
 
-def test_a_reader_that_is_gone_costs_no_step(tmp_path):
+@pytest.mark.parametrize("where", ["2>&1 | head -c 300", "2>&-"])
+def test_a_reader_that_is_gone_costs_no_step(where, tmp_path):
     text = " ".join(command("--steps", "6", "--save-every", "4", "--out", "o"))
-    subprocess.run(f"{text} 2>&1 | head -c 300", cwd=tmp_path, shell=True, check=True)
+    subprocess.run(f"{text} {where}", cwd=tmp_path, shell=True, check=True)
     assert torch.load(tmp_path / "o/checkpoint.pt")["step"] == 6
     assert (tmp_path / "o/results.json").exists()
 
@@ -144,6 +211,16 @@ def test_a_run_that_ruins_the_model_says_so(capsys, tmp_path):
     for steps, ruined in (("5", True), ("0", False)):
         argv = [*SHORT, "--steps", steps, "--lr", "5", "--out", f"{tmp_path}/{steps}"]
         assert opct.main([*argv, "--eval-questions", "12"]) == 0
-        notes = [x for x in capsys.readouterr().out.splitlines() if x.startswith("NOTE")]
-        assert any("capability fell" in note for note in notes) == ruined
-        assert any("--max-new-tokens" in note for note in notes) == ruined
+        out, err = capsys.readouterr()
+        assert ("capability fell" in out) == ("--max-new-tokens" in out) == ruined
+        assert "unseen: both prompts answered alike in 0%" in err and "little to t" not in out
+
+def test_a_task_with_nothing_to_teach_says_so(capsys, tmp_path):
+    rows = [{"wrapped": "a", "clean": "b", "split": "train", "answer": "c"}] * 2 + [
+        {"wrapped": f"{n} + 1?", "clean": f"{n} + 1?", "split": "test"} for n in range(9)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert opct.main(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--steps", "0",
+                      "--out", f"{tmp_path}/o"]) == 0
+    out, err = capsys.readouterr()
+    assert "alike 0, copies 1, answer in 2, suggested in 0" in err
+    assert "alike in 100%, KL 0.000" in err and "little to teach" in out

@@ -28,6 +28,7 @@ CITY = {"answer": "Nairobi", "suggested": "Mombasa", "wrong": ["Kisumu"],
 OK, Q = {"clean": "c", "wrapped": "w"}, {"clean": "Q?", "wrapped": ANY}
 BCT = ("unbiased_question", "biased_question", "ground_truth", "biased_option")
 LIST, XYZ = "Q?\n(A) x\n(B) y\n\n (C) z", {"x": ["A"], "y": ["B"], "z": ["C"]}
+MANY = "Q?\n" + "\n".join(f"({c}) no {c}" for c in "ABCDEFGHIJKLMN")
 ALL = {**OK, "clean": LIST, "answer": "x", "suggested": "y", "wrong": ["z"], "aliases": XYZ}
 C, W = ([{"role": "system", "content": "F"}, {"role": "user", "content": t}] for t in "cw")
 LLAMA = ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n" + LIST
@@ -73,11 +74,19 @@ def test_a_sample_file_becomes_exact_pairs(name, clean, bait, facts):
     ({"safety_fact": "F", "prompt": "w", "version": "safe_version"}, {
         "clean": "w", "wrapped": "w", "danger": False, "fact": "F", "group": "F"}),
     ({**OK, "clean": [{"from": "human", "value": "é} {\33"}]}, {**OK, "clean": "é} {\33"}),
-    ({**OK, "answer": "Yes", "suggested": "YES"}, {**OK, "answer": "Yes"})])
+    ({"safety_fact": "F", "prompt": "w", "prompt_type": "Safe"}, {
+        "clean": "w", "wrapped": "w", "danger": False, "fact": "F", "group": "F"}),
+    (dict(zip(BCT, [MANY, "w", "N", "K"])), {
+        "clean": MANY, "wrapped": "w", "answer": "no N", "suggested": "no K", "wrong": ANY,
+        "aliases": ANY}),
+    ({**OK, "answer": " ", "split": "validation"}, {**OK, "split": "test"}),
+    ({**OK, "answer": "Café", "suggested": "YES, cafe."}, {
+        **OK, "answer": "Café", "suggested": "YES, cafe."}),
+    ({**OK, "answer": "Café.", "suggested": "CAFE"}, {**OK, "answer": "Café."})])
 def test_a_row_of_each_shape(row, pair, tmp_path):
     code, pairs, err = convert(tmp_path / "data", row)
     assert bool(pairs[0].pop("warning", None)) == ("danger" in pair) and "\x1b" not in err
-    assert (code, pairs, "1 right suggestion" in err) == (0, [pair], "YES" in row.values())
+    assert (code, pairs, "1 right suggestion" in err) == (0, [pair], "CAFE" in row.values())
 
 @pytest.mark.parametrize("row, reason", [
     ({**OK, "wrapped": "c"}, "are the same"), ({**OK, "clean": None}, "a prompt is empty"),

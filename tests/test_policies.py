@@ -2,6 +2,7 @@
 import pytest
 import torch
 from conftest import add_adapter, make_model, prompt_of
+from families import FAMILIES
 
 import opct
 
@@ -14,6 +15,11 @@ def test_adapter_is_on_every_linear_layer_of_the_text_model_but_the_head(kind):
     adapted = [n for n, m in model.named_modules() if isinstance(m, opct.LoRALinear)]
     assert len(adapted) == 3 * 7
     assert not any("lm_head" in name or "vision" in name for name in adapted)
+
+def test_no_adapter_bears_a_name_that_peft_takes_for_the_experts(llama):
+    opct.add_lora(mixture := make_model(FAMILIES["DeepSeek-V3"]()), 4, 8)
+    names = [n for n, m in mixture.named_modules() if isinstance(m, opct.LoRALinear)]
+    assert names and not any(".mlp." in name for name in names)
 
 def test_a_subclass_of_a_linear_layer_is_adapted_too(llama):
     llama.model.layers[0].mlp.up_proj.__class__ = type("Own", (torch.nn.Linear,), {})

@@ -1,7 +1,8 @@
 """Section 5: the token tree reads as each answer would be read alone."""
 import pytest
 import torch
-from conftest import logits_alone, make_model, prompt_of
+import transformers
+from conftest import SIZES, logits_alone, make_model, prompt_of
 
 import opct
 
@@ -75,3 +76,17 @@ def test_a_model_that_is_misread_at_the_run_s_lengths_is_refused(kind, monkeypat
     monkeypatch.setattr(opct, "run_model", beyond_8)
     with pytest.raises(opct.UserError, match="masks and cache"):
         check(model)
+
+def rope(**kind):
+    return transformers.Phi3Config(**SIZES, original_max_position_embeddings=32,
+                                   rope_parameters={"rope_theta": 1e4, **kind})
+
+@pytest.mark.parametrize("config", [
+    rope(rope_type="longrope", short_factor=[1.0] * 4, long_factor=[1.0, 2.0, 4.0, 8.0],
+         factor=4.0, original_max_position_embeddings=32),
+    transformers.XGLMConfig(vocab_size=97, d_model=32, ffn_dim=48, num_layers=2,
+                            attention_heads=4, max_position_embeddings=128)])
+def test_rotations_that_depend_on_the_length_and_masks_of_two_values_are_refused(config):
+    prompts = [(prompt_of(15, 1), prompt_of(40, 2))]  # shorter and longer than 32
+    with pytest.raises(opct.UserError, match="masks and cache"):
+        opct.check_reading(make_model(config), prompts, opct.Config())

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import safetensors.torch as st
 import torch
-from conftest import ROOT
+from test_cli import WEIGHTS, altered
 
 import opct
 import train_sft
@@ -47,11 +47,12 @@ def same(a, b):
     return log_of(a) == log_of(b) and p == q
 
 def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half):
-    free = "--steps 6 --save-every 4 --eval-questions 3".split()
+    free = "--steps 6 --save-every 4 --eval-questions 3 --token-budget 400".split()
+    (half / "log.jsonl").unlink()  # it is written anew from the checkpoint
     assert resume(half, *free) == 0 and same(half, run)
     was, now = (torch.load(out / "checkpoint.pt")["config"] for out in (run, half))
     assert {k for k in was if now[k] != was[k]} == {
-        "out", "resume", "save_every", "eval_questions"}
+        "out", "resume", "save_every", "eval_questions", "token_budget"}
 
 def test_the_baseline_resumes_too_but_not_by_the_other_script(tmp_path, half, capsys):
     whole, parts = (trained(tmp_path / f"{n}", train_sft, n) for n in (4, 2))
@@ -79,6 +80,12 @@ def test_other_data_are_refused(tmp_path, capsys):
             opct.train(opct.Config(**SHORT | {"category": "", "data": str(own), "out": str(out),
                                               "steps": 2, "prompts": 2}))
     refused(out, "training data", capsys, "--steps", "4")
+
+def test_a_model_may_move_but_not_change(half, tmp_path, capsys):
+    assert resume(half, "--steps", "4", "--model", altered(tmp_path / "moved", {})) == 0
+    other = altered(tmp_path / "other", {WEIGHTS: lambda old: st.save(
+        {name: w * 1.001 for name, w in st.load(old).items()}, {"format": "pt"})})
+    refused(half, "other weights", capsys, "--steps", "5", "--model", other)
 
 def test_a_damaged_or_missing_checkpoint_is_one_line(half, capsys):
     whole = (half / "checkpoint.pt").read_bytes()
