@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "policies": [
         ("the teacher is the live student", "        m.on = False\n", "        pass\n"),
-        ("the adapter begins with noise", "torch.zeros(base.out", "torch.ones(base.out")],
+        ("the adapter begins with noise", "torch.zeros(base.out", "torch.ones(base.out"),
+        ("silent: PEFT takes it for the experts", "and name not in skipped", "")],
     "sample": [
         ("the end token is no part of it", "                answer.append(t)",
          "                answer += [t] if t not in eos or not answer else []"),
@@ -28,7 +29,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("decoding sees the padding", "cache.cursor[:, None], distance >= 0",
          "cache.cursor[:, None], distance > -999"),
         ("one position for all rows", "token[:, None], cache.cursor[:, None],",
-         "token[:, None], cache.cursor.max().expand(len(alive))[:, None],"),
+         "token[:, None], cache.cursor.max().expand(len(token))[:, None],"),
         ("rows dropped but not in the cache", "cache.select(left)", "pass"),
         ("temperature 0 draws", "if temperature == 0:", "if temperature == 9:"),
         ("the cache goes by one name", '"cache" if "cache" in inputs else', "")],
@@ -42,7 +43,8 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("trees see each other", "(tree[:, None] == tree)", "(tree[:, None] >= tree)"),
         ("positions run on through the tree", "start = len(prompt) if k > 0 else 0",
          "start = len(ids)"),
-        ("answers read one place late", "+ len(prompt) - 1  #", "+ len(prompt) - 2  #")],
+        ("answers read one place late", "+ len(prompt) - 1  #", "+ len(prompt) - 2  #"),
+        ("silent: rotations by length", "[[*ys, ys[0][:1]] for ys in greedy]", "greedy")],
     "loss": [
         ("forward KL", "(log_p.exp() * ratio)", "(log_q.exp() * -ratio)"),
         ("the directions are swapped", 'token_kl(s, t) if cfg.kl == "reverse"',
@@ -66,7 +68,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("the evaluation in training wordings", '[], split in ("train", "seen")',
          "[], True"),
         ("the safety teacher reads no fact", 'row["fact"] if danger else ""', '""'),
-        ("a true suggestion passes", 'bait != words(row.get("answer", ""))', 'bait != ""'),
+        ("silent: a true suggestion", 'bait != words(row.get("answer", ""))', 'bait != ""'),
         ("a chat may end with anyone", "(user assistant )*user", "(user assistant )*.*")],
     "evaluate": [
         ("of several candidates one counts", "found.pop() if len(found) == 1",
@@ -84,6 +86,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("drift is the forward KL", "kl = token_kl(read(model, pack(wrapped, ys)), t)",
          "kl = token_kl(t, read(model, pack(wrapped, ys)))"),
         ("the thinking is judged", '.rpartition("</think>")', '.rpartition("<think>")'),
+        ("silent: 'A:' is an end", "(?<!\\b\\w):", ":"),
         ("warnings of nothing count", 'if example["danger"] else "warned_safe"', "")],
     "train": [
         ("the adapter is not scaled", "alpha / rank", "alpha / 9"),
@@ -93,18 +96,31 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "resume": [
         ("questions start over", "run.done, cfg.steps)", "0, cfg.steps - run.done)"),
         ("Adam starts over", 'optimizer.load_state_dict(state["adam"])', "pass"),
-        ("other data are taken", 'check(state["inputs"] == self.inputs,', "check(True,"),
+        ("silent: other weights", "zlib.crc32(repr((prompts, weights))",
+         "zlib.crc32(repr(prompts)"),
+        ("silent: other data", 'check(state["inputs"] == self.inputs,', "check(True,"),
         ("another lr is taken", 'RESUME = {"resume",', 'RESUME = {"resume", "lr",'),
         ("NaN reaches the weights", "check(norm.isfinite(),", "check(True,"),
         ("two runs in one folder", '"w" if cfg.resume else "x"', '"w"')],
     "cli": [
         ("control tokens pass", "or token not in content", "or True"),
         ("control characters pass", 'c if c.isprintable() else " "', "c"),
-        ("the template's end of turn is unknown", "ends = {*ids[:1]} &", "ends = set() &"),
-        ("missing weights pass", "check(not missing,", "check(True,"),
-        ("a dropped message passes", 'check(m["content"].strip() in text', "check(True"),
+        ("silent: the template's end of turn", "ends = {*ids[:1]} &", "ends = set() &"),
+        ("silent: nothing to teach", 'if old["consistency"]["value"] > 0.95:', "if False:"),
+        ("silent: what differs is dropped", "both[0] != both[1] or", "True or"),
+        ("silent: a token of no model", "check(max(map(max, both)) <", "check(0 <"),
+        ("silent: a clock in the template", "date + tokenizer.get", "tokenizer.get"),
+        ("silent: copies are not counted", "len(pairs) - len({repr((p.wrapped, p.clean))",
+         "len(pairs) - len({id(p)"),
+        ("silent: missing weights", "check(not missing,", "check(True,"),
+        ("silent: a dropped message", 'check(m["content"].strip() in text', "check(True"),
         ("a foreign folder is written to", "not any(out.iterdir())", "True"),
         ("a broken pipe ends the run", "suppress(OSError, V", "suppress(V")],
+    "convert": [
+        ("silent: a true suggestion by case", "plain(pair[\"suggested\"]) ==",
+         "[pair[\"suggested\"]] =="),
+        ("silent: a split of another name", '{"split": "test"} if', "{} if"),
+        ("silent: letters beyond J", "([A-Z])", "([A-J])")],
     "sft": [
         ("the student writes the targets", "    with teacher(model):\n        for part",
          "    if True:\n        for part"),
@@ -117,7 +133,8 @@ def plant(name, right, wrong, test):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__py*"))
-        files = [f for f in copy.glob("*.py") if right in f.read_text(encoding="utf-8")]
+        sources = [*copy.glob("*.py"), copy / "data/convert.py"]
+        files = [f for f in sources if right in f.read_text(encoding="utf-8")]
         if not files:
             raise SystemExit(f"cannot plant '{name}': nothing holds\n{right}")
         for f in files:
