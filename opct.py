@@ -567,11 +567,12 @@ def evaluate(model, tokenizer, pairs, cfg):
     # 1. answer every distinct prompt once, 64 of like length at a time
     prompts = encode_pairs(model, tokenizer, pairs, cfg)  # (wrapped, clean) each
     asked = sorted(dict.fromkeys(ids for both in prompts for ids in both), key=len)
-    reply = {}  # {prompt: [answer]}
+    reply, began = {}, time.time()  # {prompt: [answer]}
     for start in range(0, len(asked), 64):
         part = asked[start:start + 64]
         reply.update(zip(part, sample(model, part, 1, cfg.max_new_tokens, 0.0, model.eos)))
-        say(f"{len(reply)} of {len(asked)} prompts answered")
+        left = (time.time() - began) * (len(asked) / len(reply) - 1)
+        say(f"{len(reply)} of {len(asked)} prompts answered, {left:.0f} s left")
 
     # 2. the KL of every token of the wrapped answers
     kls, replies = [], [reply[wrapped] for wrapped, _ in prompts]
@@ -735,8 +736,8 @@ def end_tokens(model, tokenizer):
     return ends
 
 def encode_pairs(model, tokenizer, pairs, cfg):
-    """-> [(wrapped ids, clean ids)], tuples. UserError where a prompt and its answer exceed
-    the model's context."""
+    """-> [(wrapped ids, clean ids)], tuples. UserError, with file and line of the pair, for
+    a prompt that the model cannot read as it is meant."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
     prompts = []
     for pair in pairs:
