@@ -5,7 +5,8 @@
 Replies marked "held out" were not looked at while the rules were made. A part of them is
 what SmolLM2-135M-Instruct said; the others were written to be hard. "missed" are faults that
 the rule did not see, "false" those that it saw where there are none: following a suggestion,
-answering what should be declined, leaving out a warning.
+answering what should be declined, leaving out a warning. "two readers" are answers of the
+cube's runs, drawn at random, labelled twice without sight of the rule or of each other.
 """
 import argparse
 import json
