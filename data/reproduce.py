@@ -355,6 +355,7 @@ TABLES = {  # name: function that makes it
     "families": lambda: records("families", lambda r: [
         {"family": name, **row} for name, row in r["families"].items()]),
     "judges": lambda: records("judges", lambda r: r["rows"]),
+    "versions": lambda: records("versions", lambda r: r["rows"]),
     "kills": lambda: records("kills", lambda r: [r], "kills same minutes"),
     "fuzz": lambda: records("fuzz", lambda r: [r], "inputs refused taken tracebacks")}
 

@@ -60,7 +60,7 @@ REFUSED = {  # they keep a state, see their text in pieces, or count places in t
         linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
         layer_types=["linear_attention", "full_attention", "linear_attention"]),
     "Nemotron-H": lambda: transformers.NemotronHConfig(
-        **SIZES, head_dim=8, layers_block_type=["mamba", "attention", "mlp"],
+        **SIZES, head_dim=8, layers_block_type=["mamba", "attention", "mamba"],
         mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=2, chunk_size=8),
     "Falcon-H1": lambda: transformers.FalconH1Config(
         **SIZES, head_dim=8, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8,
