@@ -270,6 +270,16 @@ def curve(runs, path):
     return {int(step): [dig(run["points"][step], path)["value"] for run in runs]
             for step in runs[0]["points"]}
 
+def cube_short():
+    """Of each model: the main arms after the last step."""
+    heading = ["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
+               "follows ↓", "capability ↑", "drift, nats per token ↓", "minutes"]
+    metrics, parts = [*JUDGED[1::-1], *JUDGED[2:3], *JUDGED[-2:]], []
+    for model, arms in cubes().items():
+        runs = [run for arm in COLORS for run in arms.get(arm, [])]
+        parts += [f"**{model}**", "", markdown([heading, *rows(runs, metrics)], runs)]
+    return "\n".join(parts)
+
 def cube():
     """Of each model: the arms after the last step; their difference to opct; the curves."""
     parts, names = [], [*CURVES, "drift"]
@@ -349,7 +359,7 @@ def drawn():
 TABLES = {  # name: function that makes it
     "embedded": lambda: measured("embedded", short=True),
     "embedded-long": lambda: measured("embedded"),
-    "sweep": lambda: measured("sweep", short=True), "cube": cube,
+    "sweep": lambda: measured("sweep", short=True), "cube": cube, "cube-short": cube_short,
     "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
                              "rival rival_s times_faster ours_gb rival_gb"),
     "families": lambda: records("families", lambda r: [
