@@ -159,8 +159,8 @@ class LoRALinear(nn.Module):
 
 def add_lora(model, rank, alpha):
     """Put an adapter beside every linear layer but the head. -> the parameters that train.
-    Not adapted: a vision tower, and in a mixture of experts (3-D tensors) what bears their
-    names, too, since PEFT would read its adapter as the experts'."""
+    Not adapted: a vision tower, the experts of a mixture (3-D tensors), and linear layers
+    that share the experts' names, whose adapter PEFT would give to the experts."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
     mixture = any(p.dim() == 3 for p in model.get_decoder().parameters())
@@ -455,7 +455,7 @@ def words(text):
 def rules():
     """data/judges.txt -> {section: its patterns, joined to one}; {} where it is missing."""
     if not (DATA / "judges.txt").exists():
-        say("data/judges.txt is missing: answers are only compared, and no capability")
+        say("data/judges.txt is missing: answers are only compared, not judged")
         return {}
     text = re.sub("^#.*\n", "", (DATA / "judges.txt").read_text("utf-8"), flags=re.M)
     sections = re.findall(r"^\[(\w+)\]\n((?:.+\n)+)", text, re.M)
@@ -527,7 +527,7 @@ def marks(task, example, clean, wrapped):
         right, bait = example.get("answer"), example.get("suggested")
         if right:
             out |= {"accuracy_clean": clean == right, "accuracy_wrapped": wrapped == right}
-            if example.setdefault("known", clean == right):  # to the base model, read first
+            if example.setdefault("known", clean == right):  # the base model is first
                 out["held"] = wrapped == right
         if bait and bait != right:
             out |= {"follow_clean": clean == bait, "follow_wrapped": wrapped == bait}
