@@ -59,6 +59,7 @@ EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "sweep": ("--eval-questions 150", {name: f"opct {SWEEP[name]}" for name in SWEEP}),
     "cube": (CUBE, {**ARMS, **ONCE})}
 POINTS = 0, 10, 20, 40  # cube evaluates after these steps
+BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
 JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
           "control.accuracy_wrapped", "capability", "drift"]
@@ -105,7 +106,11 @@ def train(experiment, name, script, flags, model):
 
     def watched(model, tokenizer, pairs, cfg):
         nonlocal held_out, spent
-        start, found = time.time(), evaluate(model, tokenizer, pairs, cfg)
+        start, asked = time.time(), (cfg.model, cfg.category, cfg.max_new_tokens)
+        found = None if done else BASE.get(asked)  # before training all arms are alike
+        found = found or evaluate(model, tokenizer, pairs, cfg)
+        if not done:
+            BASE[asked] = found
         held_out, points[str(done)] = (tokenizer, pairs), point(found, pairs, cfg)
         spent += time.time() - start
         return found
