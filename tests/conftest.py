@@ -43,8 +43,7 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 KINDS = {
     "rotary": lambda: transformers.LlamaConfig(**SIZES),
     "absolute": lambda: transformers.GPT2Config(
-        vocab_size=97, n_positions=128, n_embd=32, n_layer=3, n_head=4, eos_token_id=2,
-        bos_token_id=1, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+        **SIZES, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
     "sliding": lambda: transformers.Qwen3Config(
         **SIZES, head_dim=8, use_sliding_window=True, sliding_window=5, layer_types=MIXED),
     "window": lambda: transformers.MistralConfig(**SIZES, sliding_window=5),
@@ -56,8 +55,7 @@ KINDS = {
         text_config={**SIZES, "head_dim": 8, "sliding_window": 5, "layer_types": MIXED},
         vision_config=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                            num_attention_heads=2, image_size=28, patch_size=14),
-        mm_tokens_per_image=4, image_token_index=96, boi_token_index=95,
-        eoi_token_index=94),
+        mm_tokens_per_image=4, image_token_index=96, boi_token_index=95, eoi_token_index=94)
 }
 
 def make_model(config, seed=0):
@@ -71,7 +69,7 @@ def make_model(config, seed=0):
 
 def add_adapter(model):
     """An adapter that does something. -> its parameters"""
-    params, rng = opct.add_lora(model, 4, 8), torch.Generator().manual_seed(1)
+    params, rng = opct.add_lora(model, 4, 8), gen(1)
     for p in params:
         p.data = torch.randn(p.shape, generator=rng) * 0.2
     return params
@@ -85,18 +83,30 @@ def llama():
     return make_model("rotary")
 
 @pytest.fixture
-def adapted():
+def adapted(llama):
     """A model with an adapter that does something, and its trainable parameters."""
-    model = make_model("rotary")
-    return model, add_adapter(model)
+    return llama, add_adapter(llama)
 
 @pytest.fixture(scope="session")
 def tiny():
     return opct.load_model(opct.Config())
 
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
 def prompt_of(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, 90, (length,), generator=generator).tolist()
+    return torch.randint(3, 90, (length,), generator=gen(seed)).tolist()
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+def read_alone(model, prompts, answers):
+    """The slow way: every answer alone, no cache, the model's own forward. -> (N, V)"""
+    logits = []
+    for prompt, answer in [(p, y) for p, ys in zip(prompts, answers) for y in ys]:
+        ids = torch.tensor([[*prompt, *answer]])  # (1, P + R)
+        logits.append(model(input_ids=ids).logits[0, len(prompt) - 1:-1])  # (R, V)
+    return torch.cat(logits)
 
 def logits_alone(model, prompt, answer):
     """The slow way: one prompt, one answer, no cache, the model's own forward. -> (R, V)"""
@@ -111,6 +121,24 @@ def greedy_alone(model, prompt, length, eos):
         if ids[-1] in eos:
             break
     return ids[len(prompt):]
+
+class Countdown(torch.nn.Module):
+    """A "model" that counts down from the first token of a prompt of two; to which all 16
+    tokens are alike, if it is not sure. Keys hold token ids, so that mixed-up rows show."""
+    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, sure=True):
+        super().__init__()
+        self.sure, self.rows_run = sure, []  # rows_run: how many rows each call had
+
+    def forward(self, input_ids, position_ids, past_key_values, **others):
+        keys = input_ids[:, None, :, None].float()  # (rows, 1, Q, 1)
+        keys = past_key_values.update(keys, keys, 0)[0]  # (rows, 1, T, 1)
+        self.rows_run.append(len(input_ids))
+        token = (keys[:, 0, 0, 0].long() - position_ids[:, -1]) % 16  # (rows,)
+        logits = 9.0 * self.sure * torch.nn.functional.one_hot(token, 16)  # (rows, V)
+        return SimpleNamespace(logits=logits[:, None])
 
 class Scripted(torch.nn.Module):
     """A "model" that says script[first token of the prompt][n] as its n-th token, to stage

@@ -3,7 +3,7 @@
     python tests/families.py [--write data/results/families.json]
 
 Compared is always the slow way of the library itself: one prompt, one answer, no cache, the
-model's own forward pass. tests/test_families.py holds every figure to its bound.
+model's own forward pass. tests/test_read.py holds every figure to its bound.
 """
 import argparse
 import json
@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conftest import KINDS, MIXED, SIZES, add_adapter, logits_alone, make_model, prompt_of
+from conftest import (KINDS, MIXED, SIZES, add_adapter, gen, make_model, prompt_of,
+                      read_alone)
 
 import torch
 import transformers
@@ -44,7 +45,8 @@ FAMILIES = {
         num_experts_per_tok=2, n_group=2, topk_group=1, kv_lora_rank=16, q_lora_rank=16,
         qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1),
     "Falcon": lambda: transformers.FalconConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, eos_token_id=2),
+        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        eos_token_id=2),
 }
 REFUSED = {  # they keep a state, see their text in pieces, or count places in the row
     "Llama 4": lambda: transformers.Llama4TextConfig(
@@ -87,26 +89,30 @@ def nats(ours, theirs):
     return (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max().item()
 
 
+def sampled(model):
+    """-> two answers to each of PROMPTS, the logits (N, V) that they were picked from"""
+    seen, pick = [], opct.pick
+    opct.pick = lambda logits, *rest: seen.append(logits) or pick(logits, *rest)
+    try:
+        answers = opct.sample(model, PROMPTS, 2, 6, 1.0, {-1}, gen(0))
+    finally:
+        opct.pick = pick
+    return answers, torch.stack(seen, 1).flatten(0, 1)
+
+
 def checks(family):
     """-> {check: largest difference}: of log-probabilities in sampling (cache, fork, ragged
     prompts) and reading, of the adapter's gradients over the largest, of the teacher."""
     model, ids = make_model(FAMILIES[family]()), torch.tensor(PROMPTS[:1])
-    base, seen, pick = model(input_ids=ids).logits, [], opct.pick
-    rng = torch.Generator().manual_seed(0)
-    opct.pick = lambda logits, *rest: seen.append(logits) or pick(logits, *rest)
-    try:
-        answers = opct.sample(model, PROMPTS, 2, 6, 1.0, {-1}, rng)
-    finally:
-        opct.pick = pick
-    rows = [(p, y) for p, ys in zip(PROMPTS, answers) for y in ys]
-    alone = torch.cat([logits_alone(model, p, y) for p, y in rows])  # (N, V)
-    out = {"sampling": nats(torch.stack(seen, 1).flatten(0, 1), alone),
+    base, (answers, cached) = model(input_ids=ids).logits, sampled(model)
+    alone = read_alone(model, PROMPTS, answers)  # (N, V)
+    out = {"sampling": nats(cached, alone),
            "reading": nats(opct.read(model, opct.pack(PROMPTS, answers)), alone)}
 
     params, grads = add_adapter(model), []
     for logits in (opct.read(model, opct.pack(PROMPTS, answers)),
-                   torch.cat([logits_alone(model, p, y) for p, y in rows])):
-        target = torch.tensor([t for _, y in rows for t in y])
+                   read_alone(model, PROMPTS, answers)):
+        target = torch.tensor([t for ys in answers for y in ys for t in y])
         loss = -logits.log_softmax(-1).gather(-1, target[:, None]).mean()
         grads.append(torch.autograd.grad(loss, params, materialize_grads=True))
     assert nats(logits, alone) > 0.01, f"{family}: the adapter does nothing"
