@@ -1,92 +1,66 @@
 """Section 4: the cached, forked, ragged sampler says what the model alone would say."""
 import pytest
 import torch
-from conftest import NewScripted, Scripted, greedy_alone, logits_alone, prompt_of
+from conftest import Countdown, gen, greedy_alone, prompt_of, read_alone
+from families import PROMPTS, sampled
 
 import opct
 
-def gen(seed):
-    return torch.Generator().manual_seed(seed)
+def test_cached_logits_equal_uncached_ones_with_ragged_prompts(model):
+    answers, cached = sampled(model)  # cached: (N, V)
+    alone = read_alone(model, PROMPTS, answers)
+    torch.testing.assert_close(cached, alone, atol=2e-4, rtol=1e-4)
 
-def test_cached_logits_equal_uncached_ones_with_ragged_prompts(model, monkeypatch):
-    prompts, seen, pick = [prompt_of(n, n) for n in (9, 4, 13)], [], opct.pick
-    monkeypatch.setattr(opct, "pick", lambda x, *rest: seen.append(x) or pick(x, *rest))
-    answers = opct.sample(model, prompts, 2, 6, 1.0, {-1}, gen(0))
-    cached = torch.stack(seen, 1)  # (B*K, R, V)
-    for i, answer in enumerate(a for group in answers for a in group):
-        alone = logits_alone(model, prompts[i // 2], answer)  # (R, V)
-        torch.testing.assert_close(cached[i], alone, atol=2e-4, rtol=1e-4)
-
-def test_greedy_answers_are_those_of_the_model_alone(model):
+@pytest.mark.parametrize("pad", [0, 2])
+def test_greedy_answers_are_those_of_the_model_alone_also_if_pad_is_an_end(model, pad):
+    model.config.pad_token_id = pad
     prompts = [prompt_of(n, n) for n in (3, 11, 6)]
     eos = set(range(2, 30))  # many end tokens, so that answers end at different times
     got = opct.sample(model, prompts, 1, 12, 0.0, eos)
     assert [g[0] for g in got] == [greedy_alone(model, p, 12, eos) for p in prompts]
 
-@pytest.mark.parametrize("kind", [Scripted, NewScripted])  # `past_key_values`, `cache`
-def test_answers_that_end_at_different_times_keep_their_end_token_and_their_row(kind):
-    script = {3: [4, 7], 4: [5, 5, 5, 5, 9], 5: [7], 6: [8] * 9}
-    model = kind(script, prompt_length=2)
-    answers = opct.sample(model, [[first, 10] for first in script], 2, 6, 0.0, {7, 9})
-    assert answers == [[[4, 7]] * 2, [[5, 5, 5, 5, 9]] * 2, [[7]] * 2, [[8] * 6] * 2]
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])  # as of transformers 5.24
+def test_answers_that_end_at_different_times_keep_their_end_token_and_their_row(name):
+    """Nine occurs twice; its prompt is read once. Rows that have ended are dropped."""
+    model = Countdown()
+    forward, prompts = model.forward, [[first, 10] for first in (9, 5, 1, 15, 9)]
+    if name == "cache":
+        model.forward = lambda cache, **inputs: forward(past_key_values=cache, **inputs)
+    answers = opct.sample(model, prompts, 2, 6, 0.0, {0, 7})
+    right = [8, 7], [4, 3, 2, 1, 0], [0], [14, 13, 12, 11, 10, 9], [8, 7]
+    assert answers == [[y, y] for y in right]
+    assert model.rows_run == [4, 10, 10, 4, 4, 4, 2]  # first the prompts
 
-def test_finished_rows_are_dropped():
-    model = Scripted({3: [7], 4: [9], 5: [8] * 9}, prompt_length=2)
-    opct.sample(model, [[3, 10], [4, 10], [5, 10]], 1, 4, 0.0, {7, 9})
-    assert model.rows_run == [3, 3, 1, 1, 1]  # first the prompts
-
-def test_a_prompt_that_occurs_twice_is_read_once():
-    model = Scripted({3: [8, 7], 4: [9, 7]}, prompt_length=2)
-    answers = opct.sample(model, [[3, 10], [4, 10], [3, 10]], 1, 4, 0.0, {7})
-    assert answers == [[[8, 7]], [[9, 7]], [[8, 7]]] and model.rows_run[:2] == [2, 3]
-
-def test_forked_answers_differ_and_the_seed_decides(llama):
-    prompt = [prompt_of(6, 0)]
-    a, b, c = (opct.sample(llama, prompt, 16, 5, 1.0, {2}, gen(s))[0] for s in (0, 0, 1))
-    assert a == b != c
+def test_forked_answers_differ_and_the_seed_decides_but_not_at_temperature_0(llama):
+    def answers(temperature, seed):
+        return opct.sample(llama, [prompt_of(6, 0)], 16, 5, temperature, {2}, gen(seed))[0]
+    a = answers(1.0, seed=0)
+    assert a == answers(1.0, seed=0) != answers(1.0, seed=1)
     assert len({answer[0] for answer in a}) > 1  # not one first token for all
+    likeliest = answers(0.0, seed=0)
+    assert likeliest == answers(0.0, seed=1) == likeliest[:1] * 16
 
 def test_every_token_of_an_answer_has_a_chance_of_its_own():
-    model = Scripted({3: []}, prompt_length=2)  # all 16 tokens are as likely, always
-    answers = opct.sample(model, [[3, 10]], 50, 8, 1.0, {-1}, gen(0))[0]
+    answers = opct.sample(Countdown(sure=False), [[3, 10]], 50, 8, 1.0, {-1}, gen(0))[0]
     assert all(len(set(answer)) > 2 for answer in answers)  # else: 1 in 2,800 seeds
 
 def test_an_answer_does_not_depend_on_when_others_end():
     """With end tokens rows are dropped; up to its end each answer is what it is without."""
-    model = Scripted({3: [], 4: []}, prompt_length=2)
-    prompts, eos = [[3, 10], [4, 10]], {7, 9, 12}
+    model, prompts, eos = Countdown(sure=False), [[3, 10], [4, 10]], {7, 9, 12}
     whole = opct.sample(model, prompts, 10, 8, 1.0, {-1}, gen(0))
     ended = opct.sample(model, prompts, 10, 8, 1.0, eos, gen(0))
     assert len({len(a) for group in ended for a in group}) > 4
     for a, b in zip(sum(whole, []), sum(ended, [])):
         assert b == a[:len(b)] and (b[-1] in eos or len(b) == 8) and not eos & {*b[:-1]}
 
-def test_temperature_0_ignores_the_seed_and_2_flattens(llama):
-    prompt = [prompt_of(6, 0)]
-    a, b = (opct.sample(llama, prompt, 4, 5, 0.0, {2}, gen(s)) for s in (0, 1))
-    assert a == b and len({tuple(x) for x in a[0]}) == 1
-    logits = torch.tensor([[4.0, 0.0]]).expand(4000, 2)
-    chance = torch.rand(4000, generator=gen(0))
-    for temperature in (1, 2):
-        right = 1 / (1 + torch.e ** (4 / temperature))
-        share = opct.pick(logits, temperature, chance).float().mean().item()
-        assert share == pytest.approx(right, abs=4 * (right / 4000) ** .5)
-
-@pytest.mark.parametrize("pad", [0, 2])
-def test_pad_equal_to_eos_changes_nothing(llama, pad):
-    llama.config.pad_token_id = pad
-    prompts = [prompt_of(5, 1), prompt_of(9, 2)]
-    expected = [[greedy_alone(llama, p, 6, {2})] for p in prompts]
-    assert opct.sample(llama, prompts, 1, 6, 0.0, {2}) == expected
-
-def test_sampled_frequencies_match_the_softmax():
-    """chi-square over 4 tokens and 20,000 draws; a right sampler fails with odds of 1 in
-    10,000 for a random seed, and this seed is fixed."""
-    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    chance = torch.rand(20000, generator=gen(0))
-    got = opct.pick(logits.expand(20000, 4), 1.0, chance).bincount(minlength=4)
-    expected = logits.softmax(0) * 20000
-    assert ((got - expected) ** 2 / expected).sum() < 21.1
+@pytest.mark.parametrize("logits, temperature, draws", [
+    ([1.0, 0.0, -1.0, 2.0], 1, 20000), ([4.0, 0.0], 1, 4000), ([4.0, 0.0], 2, 4000)])
+def test_sampled_frequencies_match_the_softmax(logits, temperature, draws):
+    """A right sampler fails this chi-square for one seed in 800; this seed is fixed."""
+    logits, chance = torch.tensor(logits), torch.rand(draws, generator=gen(0))
+    got = opct.pick(logits.expand(draws, -1), temperature, chance).bincount()
+    expected = (logits / temperature).softmax(0) * draws
+    assert ((got - expected) ** 2 / expected).sum() < 16
 
 def test_every_token_is_picked_for_its_own_share_of_chances_down_to_the_far_tail():
     """One likely token, then 100,000 of 1e-8 each, which a sum in fp32 rounds away. With a
