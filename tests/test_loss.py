@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import logits_alone, prompt_of
+from conftest import gen, prompt_of, read_alone
 
 import opct
 
-def logs(*p):
-    return torch.tensor([p], dtype=torch.float64).log()
+def policies(rows, vocab, scale=1):
+    """Random logits of a student, with a gradient, and of a teacher."""
+    rng = gen()
+    s, t = (torch.randn(rows, vocab, generator=rng) * scale for _ in range(2))
+    return s.requires_grad_(), t
 
 def kl_by_definition(student, teacher):
     """Two loops over the definition, in Python floats."""
@@ -21,29 +24,28 @@ def kl_by_definition(student, teacher):
         out.append(sum(math.exp(a - zs) * ((a - zs) - (b - zt)) for a, b in zip(s, t)))
     return out
 
-@pytest.mark.parametrize("p, q, nats", [
-    ((.1, .9), (.9, .1), 1.7577796619), ((.6, .4), (.9, .1), 0.311239),
-    ((.5, .3, .2), (.6, .38, .02), 0.2984396), ((.5, .5), (.8, .2), 0.2231435513),
-    ((.8, .2), (.5, .5), 0.1927447)])
-def test_kl_is_the_reverse_one_and_has_the_pinned_figures(p, q, nats):
-    assert opct.token_kl(logs(*p), logs(*q)).item() == pytest.approx(nats, abs=1e-6)
+@pytest.mark.parametrize("p, q, nats, slope", [  # slope: of the first logit
+    ((.1, .9), (.9, .1), 1.7577796619, -0.3955004),
+    ((.6, .4), (.9, .1), 0.311239, -0.4300223),
+    ((.5, .3, .2), (.6, .38, .02), 0.2984396, -0.2403806),
+    ((.5, .5), (.8, .2), 0.2231435513, -0.3465736),
+    ((.8, .2), (.5, .5), 0.1927447, 0.2218071)])
+def test_kl_is_the_reverse_one_and_has_the_pinned_figures(p, q, nats, slope):
+    p, q = (torch.tensor([x], dtype=torch.float64).log() for x in (p, q))
+    kl = opct.token_kl(p.requires_grad_(), q)
+    [grad] = torch.autograd.grad(kl.sum(), p)
+    assert (kl.item(), grad[0, 0].item()) == pytest.approx((nats, slope), abs=1e-6)
+    assert grad.sum().item() == pytest.approx(0, abs=1e-6)
 
 def test_the_forward_kl_has_the_gradient_of_the_cross_entropy_to_the_teacher():
-    g = torch.Generator().manual_seed(0)
-    s, t = torch.randn(4, 9, generator=g).requires_grad_(), torch.randn(4, 9, generator=g)
+    s, t = policies(4, 9)
     kl = opct.token_kl(t, s)
-    kl.sum().backward()
-    assert kl.tolist() == pytest.approx(kl_by_definition(t, s.detach()), rel=1e-5)
-    torch.testing.assert_close(s.grad, s.detach().softmax(-1) - t.softmax(-1))
-
-def test_kl_gradient_of_the_mirrored_pair():
-    p = logs(.1, .9).requires_grad_()
-    opct.token_kl(p, logs(.9, .1)).sum().backward()
-    assert p.grad[0].tolist() == pytest.approx([-0.3955004, 0.3955004], abs=1e-6)
+    assert kl.tolist() == pytest.approx(kl_by_definition(t, s), rel=1e-5)
+    [grad] = torch.autograd.grad(kl.sum(), s)
+    torch.testing.assert_close(grad, s.softmax(-1) - t.softmax(-1))
 
 def test_kl_equals_the_double_loop_and_ignores_shifts():
-    g = torch.Generator().manual_seed(0)
-    s, t = torch.randn(9, 50, generator=g) * 3, torch.randn(9, 50, generator=g) * 3
+    s, t = policies(9, 50, scale=3)
     kl = opct.token_kl(s, t)
     assert kl.dtype == torch.float32 and kl.min() >= 0
     assert kl.tolist() == pytest.approx(kl_by_definition(s, t), rel=1e-5)
@@ -52,16 +54,15 @@ def test_kl_equals_the_double_loop_and_ignores_shifts():
     assert opct.token_kl(s, t).tolist() == pytest.approx(kl_by_definition(s, t), rel=1e-5)
 
 def test_kl_of_the_same_logits_is_exactly_zero_with_no_gradient():
-    x = torch.randn(5, 70, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x, _ = policies(5, 70)
     kl = opct.token_kl(x, x.detach())
     kl.sum().backward()
     assert kl.tolist() == [0.0] * 5 and x.grad.abs().max() < 1e-7
 
 def test_every_token_keeps_its_gradient_when_the_kl_is_tiny():
     """About 4e-9 nats per token, where rounding makes every other value negative."""
-    g = torch.Generator().manual_seed(0)
-    teacher = torch.randn(200, 50, generator=g)
-    student = (teacher + 1e-4 * torch.randn(200, 50, generator=g)).requires_grad_()
+    teacher, noise = (x.detach() for x in policies(200, 50))
+    student = (teacher + 1e-4 * noise).requires_grad_()
     kl = opct.token_kl(student, teacher)
     kl.sum().backward()
     assert kl.min() < 0
@@ -71,11 +72,9 @@ def test_every_token_keeps_its_gradient_when_the_kl_is_tiny():
     assert ((student.grad - right).norm(dim=-1) / right.norm(dim=-1)).max() < 0.02
 
 def test_a_token_that_neither_policy_can_say_costs_nothing():
-    g, out = torch.Generator().manual_seed(0), torch.tensor([2, 5])
-    s, t = torch.randn(4, 9, generator=g), torch.randn(4, 9, generator=g)
+    (s, t), out = policies(4, 9), torch.tensor([2, 5])
     rest = [v for v in range(9) if v not in out]
-    s[:, out] = t[:, out] = -math.inf
-    s.requires_grad_()
+    s.data[:, out] = t[:, out] = -math.inf
     kl = opct.token_kl(s, t)
     kl.sum().backward()
     assert kl.tolist() == pytest.approx(kl_by_definition(s[:, rest], t[:, rest]), rel=1e-5)
@@ -83,34 +82,27 @@ def test_a_token_that_neither_policy_can_say_costs_nothing():
     sampled = opct.token_kl_sampled(s, t, torch.tensor([0, 1, 3, 4]))
     assert torch.autograd.grad(sampled.sum(), s)[0].isfinite().all()
 
-def test_sampled_form_gives_the_log_ratios():
-    student = torch.tensor([[x, math.log(1 - math.exp(x))] for x in (-1, -2)])
-    value = opct.token_kl_sampled(student, student.flip(0), torch.tensor([0, 0]))
-    assert value.tolist() == pytest.approx([1, -1], abs=1e-5)
-
-def test_sampled_value_and_gradient_average_to_the_exact_ones():
+def test_sampled_values_are_log_ratios_and_average_to_the_exact_kl_and_gradient():
     """In exact expectation: every token in turn, weighted by the student's probability."""
-    g = torch.Generator().manual_seed(0)
-    s, t = (torch.randn(1, 12, generator=g) for _ in range(2))
-    exact = s.clone().requires_grad_()
-    opct.token_kl(exact, t).sum().backward()
-    probs, sampled = s.softmax(-1)[0], s.clone().requires_grad_()
-    every = sampled.expand(12, 12), t.expand(12, 12), torch.arange(12)
-    mean = (opct.token_kl_sampled(*every) * probs).sum()
-    mean.backward()
-    assert mean.item() == pytest.approx(opct.token_kl(s, t).item(), abs=1e-6)
-    torch.testing.assert_close(sampled.grad, exact.grad, atol=1e-6, rtol=1e-5)
-
-# ---- the loop
+    s, t = policies(1, 12)
+    exact, (log_p, log_q) = opct.token_kl(s, t).sum(), torch.cat([s, t]).log_softmax(-1)
+    sampled = opct.token_kl_sampled(s.expand(12, 12), t.expand(12, 12), torch.arange(12))
+    torch.testing.assert_close(sampled, log_p - log_q)
+    mean = (sampled * log_p.exp().detach()).sum()
+    assert mean.item() == pytest.approx(exact.item(), abs=1e-6)
+    ours, right = (torch.autograd.grad(x, s, retain_graph=True)[0] for x in (mean, exact))
+    torch.testing.assert_close(ours, right, atol=1e-6, rtol=1e-5)
 
 def pairs_of(questions, wordings):
     return [opct.Pair([], [], {"id": question}, wording, "train")
             for question in questions for wording in range(wordings)]
 
 @pytest.mark.parametrize("B", [1, 4, 7, 10])
-def test_an_epoch_asks_every_question_once_and_those_of_a_step_differ(B):
+def test_an_epoch_asks_all_questions_once_those_of_a_step_differ_the_seed_decides(B):
     pairs = pairs_of("abcdefghij", 3)
-    steps = list(itertools.islice(opct.batches(pairs, B, 0), 300))
+    steps, again, other = (list(itertools.islice(opct.batches(pairs, B, seed), 300))
+                           for seed in (0, 0, 1))
+    assert steps == again != other
     assert all(len({pairs[i].example["id"] for i in step}) == B for step in steps)
     asked = [pairs[i].example["id"] for step in steps for i in step]
     epochs = [asked[n:n + 10] for n in range(0, len(asked) - 9, 10)]
@@ -118,17 +110,12 @@ def test_an_epoch_asks_every_question_once_and_those_of_a_step_differ(B):
     assert len({*map(tuple, epochs)}) == len(epochs) and epochs[0] != [*"abcdefghij"]
     assert {i for step in steps for i in step} == {*range(30)}  # every wording
 
-def test_the_seed_decides_what_is_asked():
-    a, b, c = (list(itertools.islice(opct.batches(pairs_of("abcdefgh", 3), 4, s), 9))
-               for s in (0, 0, 1))
-    assert a == b != c
-
 PROMPTS = [(prompt_of(9, 1), prompt_of(6, 2)), (prompt_of(5, 3), prompt_of(8, 4)),
            (prompt_of(7, 5), prompt_of(7, 6))]
 
 def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
     """Two steps of opct.train() on a tiny model, so small that it stays as it is.
-    -> for each its wrapped prompts, answers, loss and gradients."""
+    -> for each its wrapped prompts, answers, loss, gradients and their norm"""
     steps, sample = [], opct.sample
     model.eos = {*range(2, 20)}  # many, so that answers end at different times
 
@@ -138,15 +125,10 @@ def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
         steps.append(SimpleNamespace(wrapped=wrapped, answers=answers))
         return answers
 
-    class Run:
-        done = 0
-
-        def __init__(self, *_):
-            self.results = lambda *_: None
-
-        def record(self, loss, answers, norm, seconds):
-            steps[-1].norm, steps[-1].loss = norm.item(), loss
-            self.done += 1
+    def record(loss, answers, norm, seconds):
+        steps[-1].norm, steps[-1].loss = norm.item(), loss
+        run.done += 1
+    run = SimpleNamespace(done=0, record=record, results=lambda *_: None)
 
     class Adam(torch.optim.Adam):
         def step(self):
@@ -154,9 +136,9 @@ def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
             super().step()
     pairs = pairs_of(range(len(ids)), 1)
     with monkeypatch.context() as patch:
-        for name, stub in {"Run": Run, "sample": watched, "add_lora": lambda *_: params,
-                           "prepare": lambda cfg: (model, None, pairs, ids, []),
-                           "evaluate": lambda *_: {}}.items():
+        for name, stub in {"Run": lambda *_: run, "sample": watched,
+                           "add_lora": lambda *_: params, "evaluate": lambda *_: {},
+                           "prepare": lambda cfg: (model, None, pairs, ids, [])}.items():
             patch.setattr(opct, name, stub)
         patch.setattr(torch.optim, "Adam", Adam)
         opct.train(opct.Config(**{"steps": 2, "prompts": 2, "samples": 3, "lr": 1e-11,
@@ -166,20 +148,19 @@ def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
 def slow_step(model, params, step, kl):
     """Every answer read alone by the model's own forward; one mean over all tokens.
     -> loss, gradients"""
-    clean_of = {tuple(wrapped): clean for wrapped, clean in PROMPTS}
-    values, charged = [], []  # what is logged, and what the gradient is taken of
-    for wrapped, y in [(p, y) for p, ys in zip(step.wrapped, step.answers) for y in ys]:
-        with opct.teacher(model), torch.no_grad():
-            log_q = logits_alone(model, clean_of[tuple(wrapped)], y).log_softmax(-1)
-        log_p = logits_alone(model, wrapped, y).log_softmax(-1)
-        pair = (log_q, log_p) if kl == "forward" else (log_p, log_q)
-        values.append((pair[0].exp() * (pair[0] - pair[1])).sum(-1))
-        charged.append(values[-1])
-        if kl == "sampled":
-            values[-1] = (log_p - log_q)[range(len(y)), y]
-            charged[-1] = values[-1].detach() * log_p[range(len(y)), y]
-    grads = torch.autograd.grad(torch.cat(charged).mean(), params)
-    return torch.cat(values).mean().item(), grads
+    clean = [c for wrapped in step.wrapped for w, c in PROMPTS if w == wrapped]
+    log_p = read_alone(model, step.wrapped, step.answers).log_softmax(-1)  # (N, V)
+    with opct.teacher(model), torch.no_grad():
+        log_q = read_alone(model, clean, step.answers).log_softmax(-1)  # (N, V)
+    if kl == "sampled":
+        said = torch.tensor([[t] for ys in step.answers for y in ys for t in y])  # (N, 1)
+        log_p, log_q = log_p.gather(1, said), log_q.gather(1, said)
+        logged = log_p - log_q
+        charged = logged.detach() * log_p  # what the gradient is taken of
+    else:
+        a, b = (log_q, log_p) if kl == "forward" else (log_p, log_q)
+        logged = charged = (a.exp() * (a - b)).sum(-1)
+    return logged.mean().item(), torch.autograd.grad(charged.mean(), params)
 
 @pytest.mark.parametrize("kl", ["reverse", "forward", "sampled"])
 @pytest.mark.parametrize("budget", [1, 40, 512, 10 ** 6])
