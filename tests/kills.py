@@ -43,6 +43,7 @@ def lines(out):
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 def outcome(out):
+    """-> adapter, Adam and log of a run, bit for bit, without what a clock wrote"""
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     tensors = [*state["adapter"].values()] + [
         x for p in state["adam"]["state"].values() for x in p.values()]

@@ -1,24 +1,37 @@
-"""Sections 7 and 9: what a run leaves behind. What a step computes: test_loss.py."""
+"""Sections 7 and 9: what a run leaves behind; whatever ends it, --resume continues it as if
+nothing had happened. What a step computes: test_loss.py."""
 import json
+import math
 import os
+import shutil
 
 import pytest
 import safetensors.torch as st
 import torch
-from conftest import ROOT
+from conftest import ROOT, lines_of
+from kills import outcome
+from test_cli import WEIGHTS, altered, error_of
 
 import opct
+import train_sft
 
-SHORT = dict(category="capitals", steps=3, prompts=4, samples=2, max_new_tokens=6,
-             eval_questions=4, lr=1e-2)
+SHORT = dict(category="capitals", prompts=4, samples=2, max_new_tokens=6, eval_questions=4,
+             save_every=2, lr=1e-2)
+
+def trained(out, steps, script=opct, **settings):
+    return script.train(script.Config(out=str(out), steps=steps, **SHORT | settings))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("train") / "run"
-    return out, *opct.train(opct.Config(out=str(out), **SHORT))
+    """A run of 6 steps: its folder, what train() returns. Beside it, in 3, one of 3."""
+    out = tmp_path_factory.mktemp("runs") / "6"
+    trained(out.with_name("3"), 3)
+    return out, *trained(out, 6)
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+@pytest.fixture
+def half(run, tmp_path):
+    """A copy of the 3 steps."""
+    return shutil.copytree(run[0].with_name("3"), tmp_path / "half")
 
 def test_a_run_leaves_its_files_with_ordinary_permissions(run):
     assert {p.name for p in run[0].iterdir()} == {
@@ -31,19 +44,19 @@ def test_results_hold_every_figure_with_its_interval_and_are_what_train_returns(
     out, _, _, results = run
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert {"config", "versions", "hardware", "seconds"} < results.keys()
-    for when in ("before", "after"):
-        shares = {**results[when]["unseen"], "capability": results[when]["capability"]}
+    for found in (results["before"], results["after"]):
+        shares = {**found["unseen"], "capability": found["capability"]}
         assert {"accuracy_wrapped", "follow_wrapped", "unparsed", "kl"} < shares.keys()
         assert all(m["low"] <= m["value"] <= m["high"] and m["n"] for m in shares.values())
-        assert {"seen", "control", "drift"} < results[when].keys()
+        assert {"seen", "control", "drift"} < found.keys()
 
 def test_log_and_answers_hold_every_step_and_answer(run):
-    first, *steps = lines(run[0] / "log.jsonl")
-    assert first["config"]["steps"] == 3 and "torch" in first["versions"]
-    assert [step["step"] for step in steps] == [1, 2, 3]
+    first, *steps = lines_of(run[0] / "log.jsonl")
+    assert first["config"]["steps"] == 6 and "torch" in first["versions"]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
     assert all({"loss", "truncated", "seconds"} < step.keys() and 8 <= step["tokens"] <= 48
                and step["grad_norm"] > 0 for step in steps)
-    answers = lines(run[0] / "answers.jsonl")
+    answers = lines_of(run[0] / "answers.jsonl")
     assert [a["split"] for a in answers[::4]] == ["unseen", "seen", "control", "transfer",
                                                   "capability"]
     assert all({"clean", "wrapped", "wrapped_verdict"} < a[when].keys()
@@ -62,14 +75,121 @@ def test_the_adapter_is_peft_s_and_merging_it_gives_the_trained_model(run):
         merged.get_submodule(name).weight += config["lora_alpha"] / config["r"] * b @ a
     assert not tensors and "model.layers.0.mlp.up_proj" in config["target_modules"]
     ids = torch.tensor([opct.encode(tokenizer, opct.chat("What is the capital of Peru?"))])
-    trained = model(ids).logits
-    torch.testing.assert_close(merged(ids).logits, trained, atol=1e-4, rtol=1e-4)
+    student = model(ids).logits
+    torch.testing.assert_close(merged(ids).logits, student, atol=1e-4, rtol=1e-4)
     with opct.teacher(model):
-        assert (model(ids).logits - trained).abs().max() > 0.1
+        assert (model(ids).logits - student).abs().max() > 0.1
 
-def test_the_same_seed_gives_the_same_run_and_another_another(run, tmp_path):
-    first = (run[0] / "adapter_model.safetensors").read_bytes()
-    for seed in (0, 1):
-        opct.train(opct.Config(out=f"{tmp_path}/{seed}", seed=seed, **SHORT))
-        again = (tmp_path / f"{seed}/adapter_model.safetensors").read_bytes()
-        assert (again == first) == (seed == 0)
+# ---- resume
+
+def argv(out, *more):
+    return ["--resume", str(out), *more]
+
+def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half):
+    free = "--steps 6 --save-every 4 --eval-questions 3 --token-budget 400".split()
+    (half / "log.jsonl").unlink()  # it is written anew from the checkpoint
+    assert opct.main(argv(half, *free)) == 0 and outcome(half) == outcome(run[0])
+    was, now = (torch.load(out / "checkpoint.pt")["config"] for out in (run[0], half))
+    assert {k for k in was if now[k] != was[k]} == {
+        "out", "resume", "save_every", "eval_questions", "token_budget"}
+
+def test_another_seed_gives_another_run(half, tmp_path):  # the same: see above
+    trained(tmp_path / "other", 3, seed=1)
+    adapters = [tmp_path / run / "adapter_model.safetensors" for run in ("half", "other")]
+    assert adapters[0].read_bytes() != adapters[1].read_bytes()
+
+def refused(out, words, capsys, *more):
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    assert words in error_of(argv(out, *more), capsys)
+    assert before == {f.name: f.read_bytes() for f in out.iterdir()}
+
+def test_the_baseline_resumes_too_but_not_by_the_other_script(tmp_path, capsys):
+    whole, parts = tmp_path / "4", tmp_path / "2"
+    for out, steps in ((whole, 4), (parts, 2)):
+        trained(out, steps, train_sft)
+    refused(parts, "other script", capsys, "--steps", "4")
+    assert opct.main(argv(parts, "--steps", "4"), train_sft.train, train_sft.Config) == 0
+    assert outcome(parts) == outcome(whole)
+
+@pytest.mark.parametrize("flag", ["lr 1e-4", "seed 0", "task safety", "prompts 2",
+                                  "kl sampled", "out x", "category animals", "steps 2"])
+def test_what_would_change_the_run_is_refused_beside_resume(flag, half, capsys):
+    refused(half, flag.split()[0], capsys, *f"--{flag}".split())
+
+def test_other_data_are_refused(tmp_path, capsys):
+    own, out = tmp_path / "own.jsonl", tmp_path / "o"
+    rows = [{"clean": f"{n}, 2 + 2?", "wrapped": "4?"} for n in range(9)]
+    own.write_text("\n".join(map(json.dumps, rows)))
+    trained(out, 2, data=str(own), category="", prompts=2, eval_questions=2)
+    own.write_text(own.read_text().replace("2 + 2", "2 + 3"))
+    refused(out, "training data", capsys, "--steps", "4")
+
+def test_a_model_may_move_but_not_change(half, tmp_path, capsys):
+    moved = altered(tmp_path / "moved", {})
+    assert opct.main(argv(half, "--steps", "4", "--model", moved)) == 0
+    other = altered(tmp_path / "other", {WEIGHTS: lambda old: st.save(
+        {name: w * 1.001 for name, w in st.load(old).items()}, {"format": "pt"})})
+    refused(half, "other weights", capsys, "--steps", "5", "--model", other)
+
+def test_a_damaged_or_missing_checkpoint_is_one_line(half, capsys):
+    whole = (half / "checkpoint.pt").read_bytes()
+    for damaged in (whole[:len(whole) // 2], b"", b"x"):
+        (half / "checkpoint.pt").write_bytes(damaged)
+        refused(half, "--resume", capsys)
+    (half / "checkpoint.pt").unlink()
+    refused(half, "--resume", capsys)
+
+def interrupted(monkeypatch, half, error):
+    """Raise the error in step 6, when Adam has made it; saved are steps 2 and 4."""
+    adam = torch.optim.Adam.step
+
+    def breaks(self):
+        adam(self)
+        if len(lines_of(half / "log.jsonl")) == 6:  # the first is no step
+            raise error
+    monkeypatch.setattr(torch.optim.Adam, "step", breaks)
+
+@pytest.mark.parametrize("error, words", [
+    (KeyboardInterrupt, "KeyboardInterrupt"), (MemoryError, "MemoryError"),
+    (OSError("disk"), "disk"),
+    (torch.OutOfMemoryError("CUDA out of memory"), "--token-budget")])
+def test_what_ends_a_run_leaves_a_checkpoint(error, words, half, run, monkeypatch, capsys):
+    interrupted(monkeypatch, half, error)
+    assert words in error_of(argv(half, "--steps", "6"), capsys)
+    assert torch.load(half / "checkpoint.pt")["step"] == 4
+    monkeypatch.undo()
+    assert opct.main(argv(half, "--steps", "6")) == 0 and outcome(half) == outcome(run[0])
+
+def test_a_bug_keeps_its_traceback(half, monkeypatch):
+    interrupted(monkeypatch, half, RuntimeError("shapes"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        opct.main(argv(half, "--steps", "6"))
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight(half, monkeypatch, capsys):
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoiled(params, most):
+        params[0].grad.fill_(math.nan if len(lines_of(half / "log.jsonl")) == 6 else 1)
+        return clip(params, most)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    line = error_of(argv(half, "--steps", "9"), capsys)
+    assert "NaN or infinite: lower --lr" in line
+    state = torch.load(half / "checkpoint.pt")
+    assert state["step"] == 4 and all(x.isfinite().all() for x in state["adapter"].values())
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(call, half, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    before = (half / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(os, call, full)
+    assert "No space left" in error_of(argv(half, "--steps", "6"), capsys)
+    assert (half / "checkpoint.pt").read_bytes() == before
+
+def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
+    prepare, log = opct.prepare, tmp_path / "log.jsonl"
+    monkeypatch.setattr(opct, "prepare", lambda cfg: (
+        prepare(cfg), log.write_text("the first's"))[0])
+    with pytest.raises(FileExistsError, match="log.jsonl"):
+        trained(tmp_path, 1)
+    assert log.read_text() == "the first's"
