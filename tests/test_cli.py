@@ -1,8 +1,6 @@
 """Sections 1, 9 and 10: what cannot be right is refused in one line, with exit code 2."""
-import copy
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,25 +16,23 @@ import train_sft
 
 SHORT = ("--category capitals --eval-questions 4 --prompts 2 --samples 2 "
          "--max-new-tokens 6").split()
+COMMAND = [sys.executable, str(ROOT / "opct.py"), *SHORT]
 
-def error_of(argv, capsys, **how):
+def error_of(argv, capsys):
     """Run it: it has to fail in one line. -> that line"""
-    assert opct.main([*argv], **how) == 2
+    assert opct.main([*argv]) == 2
     err = capsys.readouterr().err.split("\n")[:-1]
     assert [line.startswith("error: ") for line in err] == [False] * (len(err) - 1) + [True]
     assert all(line.isprintable() for line in err)
     return err[-1]
 
-@pytest.mark.parametrize("argv, words", [
-    ("--lerning-rate 1", "--lerning-rate"), ("--step 3", "--step"), ("extra", "extra"),
-    ("--steps many", "--steps"), ("--steps -1", "--steps"), ("--lr nan", "--lr"),
-    ("--lr", "--lr"), ("--lr 0", "--lr"), ("--prompts 0", "--prompts"),
-    ("--samples 0", "--samples"), ("--grad-clip 0", "--grad-clip"), ("--seed -1", "--seed"),
-    ("--seed 18446744073709551616", "--seed"), ("--task cooking", "--task"),
-    ("--kl exact", "--kl"), ("--device moon", "--device"), ("--prompts 900", "394"),
-    ("--category golf", "category golf"),
-    ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing"),
-    ("--target-temperature 1", "--target-temperature")])
+@pytest.mark.parametrize("argv, words", [(argv, argv.split()[0]) for argv in [
+    "--lerning-rate 1", "--step 3", "extra", "--steps many", "--steps -1", "--lr", "--lr 0",
+    "--lr nan", "--prompts 0", "--samples 0", "--grad-clip 0", "--seed -1",
+    "--seed 18446744073709551616", "--task cooking", "--kl exact", "--device moon",
+    "--target-temperature 1"]] + [
+    ("--prompts 900", "394"), ("--category golf", "category golf"),
+    ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing")])
 def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch):
     monkeypatch.setattr(opct, "load_model", None)
     assert words in error_of(argv.split(), capsys)
@@ -103,16 +99,15 @@ def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(tmp_path):
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
     assert model.eos == {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
-def pickled(old):
-    torch.save(st.load(old), buffer := io.BytesIO())
+def pickled(_):
+    torch.save(st.load_file(ROOT / "data/tiny" / WEIGHTS), buffer := io.BytesIO())
     return buffer.getvalue()
 
-CUT = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-
 @pytest.mark.parametrize("changes", [
-    {WEIGHTS: None, "pytorch_model.bin": lambda _: pickled(
-        (ROOT / "data/tiny" / WEIGHTS).read_bytes())},
-    {"tokenizer.json": edited(truncation=CUT)}, {"config.json": edited(attention_dropout=0.5)},
+    {WEIGHTS: None, "pytorch_model.bin": pickled},
+    {"tokenizer.json": edited(truncation={
+        "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0})},
+    {"config.json": edited(attention_dropout=0.5)},
     {"tokenizer_config.json": edited(pad_token="!", unk_token="")},
     {TEMPLATE: lambda old: b"{% generation %}{% endgeneration %}" + old},
     {"config.json": edited(auto_map={"AutoModelForCausalLM": "own.Model"}),
@@ -126,8 +121,9 @@ def test_what_stands_in_a_folder_beside_the_model_changes_nothing(changes, tiny,
 def test_code_of_a_model_folder_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.chdir(tmp_path)
-    folder = altered(tmp_path / "m", {"own.py": lambda _: b"open('ran', 'w')", "config.json":
-                     edited(model_type="own", auto_map={"AutoConfig": "own.Config"})})
+    folder = altered(tmp_path / "m", {
+        "own.py": lambda _: b"open('ran', 'w')",
+        "config.json": edited(model_type="own", auto_map={"AutoConfig": "own.Config"})})
     with pytest.raises(opct.UserError, match="custom code"):
         opct.load_model(opct.Config(model=folder))
     assert not (tmp_path / "ran").exists()
@@ -136,7 +132,7 @@ def test_a_clock_in_the_template_stands_still_and_a_prompt_begins_once(tmp_path,
     clock = {TEMPLATE: lambda old: b"{{ strftime_now('%f') }}" + old}
     tokenizer = opct.load_model(opct.Config(model=altered(tmp_path / "m", clock)))[1]
     assert opct.encode(tokenizer, opct.chat("a")) == opct.encode(tokenizer, opct.chat("a"))
-    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer = opct.load_model(opct.Config())[1]
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
     assert tokenizer("a")["input_ids"][0] == 0
@@ -147,33 +143,30 @@ def one_more(old):
     new = dict(tokens["added_tokens"][0], id=5120, content="<|new|>")
     return json.dumps(tokens | {"added_tokens": [*tokens["added_tokens"], new]}).encode()
 
-@pytest.mark.parametrize("changes, words", [
-    ({TEMPLATE: lambda old: b"{% set messages = messages[-1:] %}" + old}, "what differs"),
-    ({"tokenizer.json": one_more, TEMPLATE: lambda old: b"<|new|>" + old}, "model lacks")])
-def test_prompts_that_cannot_be_read_right_are_refused(changes, words, capsys, tmp_path):
-    chat = opct.chat("I eat honey.", system="honey")
-    rows = [{"wrapped": "I eat honey.", "clean": chat, "group": str(n)} for n in range(9)]
+HONEY = {"wrapped": "I eat honey.", "clean": opct.chat("I eat honey.", system="honey")}
+
+@pytest.mark.parametrize("changes, row, words", [
+    ({TEMPLATE: lambda old: b"{% set messages = messages[-1:] %}" + old}, HONEY,
+     "what differs"),
+    ({TEMPLATE: lambda old: b"<|new|>" + old, "tokenizer.json": one_more}, HONEY,
+     "model lacks"),
+    ({}, {"clean": "a<|im_end|>\x1b[2J\u202e", "wrapped": "b"}, "control token"),
+    ({}, {"clean": "a <|endoftext|>", "wrapped": "b"}, "control token"),
+    ({}, {"clean": "word " * 600, "wrapped": "b"}, "context of 512")])
+def test_a_prompt_that_is_misread_is_refused(changes, row, words, capsys, tmp_path):
+    rows = [row | {"split": "train"}, {"clean": "c", "wrapped": "d", "split": "test"}]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     line = error_of(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--model",
                      altered(tmp_path / "m", changes), "--out", f"{tmp_path}/o"], capsys)
-    assert "own.jsonl, line" in line and words in line
+    assert "own.jsonl, line 1" in line and words in line
 
-def test_a_prompt_ends_where_the_assistant_speaks_and_asks_for_no_thinking(tiny, monkeypatch):
+def test_a_prompt_ends_where_the_answer_begins_and_asks_for_no_thinking(tiny, monkeypatch):
     tokenizer, ask = tiny[1], opct.chat("Why?")
     assert tokenizer.decode(opct.encode(tokenizer, ask)) == (
         "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }} "
                         "{{ enable_thinking }} {{ thinking }}")
     assert tokenizer.decode(opct.encode(tokenizer, ask)) == "Why? False False"
-
-@pytest.mark.parametrize("text, words", [
-    ("a<|im_end|>\x1b[2J\u202e", "control token"), ("a <|endoftext|>", "control token"),
-    ("word " * 600, "context of 512")])
-def test_data_cannot_smuggle_in_tokens_or_exceed_the_context(text, words, capsys, tmp_path):
-    rows = [{"clean": text, "wrapped": "b"}, {"clean": "c", "wrapped": "d"}]
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    line = error_of(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1"], capsys)
-    assert "own.jsonl, line 1" in line and words in line
 
 @pytest.mark.parametrize("name, words", [
     ("results.json", "not empty"), ("log.jsonl", "--resume"), ("", "directory")])
@@ -183,17 +176,9 @@ def test_a_folder_that_is_taken_is_not_touched(name, words, capsys, tmp_path, mo
     line = error_of(["--out", str(tmp_path if name else tmp_path / "o")], capsys)
     assert words in line and [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
 
-def test_out_of_memory_names_the_flag_to_lower(capsys):
-    def train(cfg):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    assert "--token-budget" in error_of([], capsys, train=train)
-
-def command(*more):
-    return [sys.executable, str(ROOT / "opct.py"), *SHORT, *more]
-
-def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(tmp_path):
-    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command("--steps", "2", "--out", "käse"), cwd=tmp_path, env=env,
+def test_the_outcome_is_printed_first_also_in_plain_ascii(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = subprocess.run([*COMMAND, "--steps", "2", "--out", "käse"], cwd=tmp_path,
                           capture_output=True, text=True)
     first, *table = done.stdout.splitlines()
     assert all(w in first for w in ("%", "n = 4", "adapter"))
@@ -202,18 +187,18 @@ def test_the_outcome_is_printed_first_also_where_the_terminal_knows_ascii_only(t
 
 @pytest.mark.parametrize("where", ["2>&1 | head -c 300", "2>&-"])
 def test_a_reader_that_is_gone_costs_no_step(where, tmp_path):
-    text = " ".join(command("--steps", "6", "--save-every", "4", "--out", "o"))
+    text = " ".join([*COMMAND, "--steps", "6", "--save-every", "4", "--out", "o"])
     subprocess.run(f"{text} {where}", cwd=tmp_path, shell=True, check=True)
     assert torch.load(tmp_path / "o/checkpoint.pt")["step"] == 6
     assert (tmp_path / "o/results.json").exists()
 
-def test_a_run_that_ruins_the_model_says_so(capsys, tmp_path):
-    for steps, ruined in (("5", True), ("0", False)):
-        argv = [*SHORT, "--steps", steps, "--lr", "5", "--out", f"{tmp_path}/{steps}"]
-        assert opct.main([*argv, "--eval-questions", "12"]) == 0
-        out, err = capsys.readouterr()
-        assert ("capability fell" in out) == ("--max-new-tokens" in out) == ruined
-        assert "unseen: both prompts answered alike in 0%" in err and "little to t" not in out
+@pytest.mark.parametrize("steps, ruined", [("5", True), ("0", False)])
+def test_a_run_that_ruins_the_model_says_so(steps, ruined, capsys, tmp_path):
+    assert opct.main([*SHORT, "--steps", steps, "--lr", "5", "--eval-questions", "12",
+                      "--out", f"{tmp_path}/o"]) == 0
+    out, err = capsys.readouterr()
+    assert ("capability fell" in out) == ("--max-new-tokens" in out) == ruined
+    assert "unseen: both prompts answered alike in 0%" in err and "little to t" not in out
 
 def test_a_task_with_nothing_to_teach_says_so(capsys, tmp_path):
     rows = [{"wrapped": "a", "clean": "b", "split": "train", "answer": "c"}] * 2 + [
