@@ -1,26 +1,29 @@
-"""opct.py is one file: it runs alone, its blocks can be cut out, and it stays short."""
+"""opct.py is one file: it runs alone, its blocks can be cut out, and it stays short. The
+README names commands, flags and files that exist."""
 import ast
-import itertools
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, greedy_alone, logits_alone, prompt_of
+from conftest import ROOT, gen, greedy_alone, prompt_of, read_alone
 
 import opct
+import train_sft
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCE = (ROOT / "opct.py").read_text(encoding="utf-8")
-COUNTRIES = "Kenya Peru Japan Italy Spain Norway Chile Ghana Egypt Cuba Nepal Laos".split()
+DATA_SCRIPTS = {path.stem for path in ROOT.glob("data/*.py")}
 
 def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
     shutil.copy(ROOT / "opct.py", tmp_path)
     shutil.copytree(ROOT / "data/tiny", tmp_path / "model")
-    asked = [f"What is the capital of {country}?" for country in COUNTRIES]
-    pairs = [{"clean": question, "wrapped": question + " I think it is Oslo.",
-              "suggested": "Oslo"} for question in asked]
+    pairs = [{"clean": f"What is {n} + 1?", "suggested": "9",
+              "wrapped": f"What is {n} + 1? I think it is 9."} for n in range(12)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     flags = ("--model model --data pairs.jsonl --steps 2 --prompts 2 --samples 2 "
              "--max-new-tokens 4 --device cpu").split()
@@ -32,8 +35,8 @@ def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert (out / "adapter_model.safetensors").exists()
     assert results["after"].keys() == {"unseen"}
-    assert results["after"]["unseen"].keys() == {"consistency", "unparsed", "unparsed_clean",
-                                                 "truncated", "kl"}
+    assert results["after"]["unseen"].keys() == {
+        "consistency", "unparsed", "unparsed_clean", "truncated", "kl"}
 
 def cut(first, beyond):
     """What the sections from `first` up to `beyond` define, with the imports at the top."""
@@ -53,12 +56,9 @@ def test_sections_4_to_6_run_alone(adapted):
     model, _ = adapted
     mine, prompts = cut(4, 7), [prompt_of(9, 1), prompt_of(4, 2)]
     assert "teacher" not in mine and "Config" not in mine
-    rng = torch.Generator().manual_seed(0)
-    answers = mine["sample"](model, prompts, 2, 6, 1.0, {2}, rng)
-    s, t = (mine["read"](model, mine["pack"](p, answers)) for p in (prompts, prompts[::-1]))
-    plain = [torch.cat([logits_alone(model, x, y) for x, ys in zip(p, answers) for y in ys])
-             for p in (prompts, prompts[::-1])]
-    p, q = (x.log_softmax(-1) for x in plain)
+    answers, swapped = mine["sample"](model, prompts, 2, 6, 1.0, {2}, gen()), prompts[::-1]
+    s, t = (mine["read"](model, mine["pack"](side, answers)) for side in (prompts, swapped))
+    p, q = (read_alone(model, side, answers).log_softmax(-1) for side in (prompts, swapped))
     torch.testing.assert_close(mine["token_kl"](s, t), (p.exp() * (p - q)).sum(-1),
                                atol=1e-4, rtol=1e-4)
 
@@ -73,31 +73,48 @@ def imported(path):
 def test_opct_imports_what_requirements_bring_and_nothing_of_the_repository():
     allowed = {*sys.stdlib_module_names, "numpy", "safetensors", "torch", "transformers"}
     assert not {name.split(".")[0] for name in imported(ROOT / "opct.py")} - allowed
-    modules = {path.stem for path in [*ROOT.glob("*.py"), *(ROOT / "tests").glob("*.py")]}
-    ours = modules | {"data", *(path.stem for path in (ROOT / "data").glob("*.py"))}
+    ours = {"data", *DATA_SCRIPTS}
+    ours |= {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]}
     theirs = {name.split(".")[0] for name in imported(ROOT / "train_sft.py")}
     assert ours & theirs == {"opct"}
 
 def test_nothing_imports_a_script_of_data_but_its_own_test():
-    scripts = {path.stem for path in (ROOT / "data").glob("*.py")}
-    folders = ROOT, ROOT / "data", ROOT / "tests"
-    for path in itertools.chain(*(folder.glob("*.py") for folder in folders)):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("tests/*.py")]:
         parts = {part for name in imported(path) for part in name.split(".")}
-        assert not scripts & parts - {path.stem.removeprefix("test_")}, path.name
+        assert not DATA_SCRIPTS & parts - {path.stem.removeprefix("test_")}, path.name
 
 @pytest.mark.parametrize("name, most", [("opct.py", 993), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()
-    assert len(lines) <= most
-    assert max(map(len, lines)) <= 92
+    assert len(lines) <= most and max(map(len, lines)) <= 92
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     assert [f.name for f in functions if f.end_lineno - f.lineno >= 60] == []
 
-def test_the_method_ends_by_line_470_and_a_run_has_at_most_24_settings():
+def test_the_method_ends_by_line_470_a_run_has_at_most_24_settings_and_data_3_scripts():
     method, end, _ = SOURCE.partition("The method ends here")
     assert end and method.count("\n") < 470
-    assert len(opct.Config.__dataclass_fields__) <= 24
+    assert len(opct.Config.__dataclass_fields__) <= 24 and len(DATA_SCRIPTS) <= 3
 
-def test_data_holds_at_most_three_scripts():
-    assert len([*(ROOT / "data").glob("*.py")]) <= 3
+def test_every_command_of_the_readme_is_understood():
+    block = README.split("<!-- commands -->")[1].split("<!-- end -->")[0]
+    commands = re.findall(r"python ((?:opct|train_sft)\.py[^\n#&`]*)", block)
+    assert any(command.startswith("opct.py") for command in commands)
+    for command in commands:
+        script, *flags = shlex.split(command)
+        config = train_sft.Config if script == "train_sft.py" else opct.Config
+        if "--resume" not in flags:  # which needs a run
+            opct.parse_config(flags, config)
+
+def test_its_recipe_to_talk_to_the_result_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    opct.main("--category capitals --steps 2 --eval-questions 2 --prompts 2".split())
+    recipe = README.split("```python\nimport contextlib")[1].split("```")[0]
+    exec("import contextlib" + recipe, {})
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[0] for line in last] == ["base", "trained"] and "is" in last[0]
+
+def test_the_readme_can_be_read_in_one_sitting_and_the_files_it_names_exist():
+    assert len(README.splitlines()) <= 200
+    named = re.findall(r"\b(?:data|tests)/[\w./-]*\w", README)
+    assert [name for name in named if not (ROOT / name).exists()] == []
