@@ -58,10 +58,9 @@ def test_the_student_reads_the_bait_the_teacher_does_not_and_all_else_is_alike()
 
 @pytest.fixture
 def own(tmp_path):
-    """Write lines (dicts, text or bytes) to a file. -> the Config that reads it"""
+    """Write lines (rows or bytes) to a file. -> the Config that reads it"""
     def config(*lines, **settings):
-        lines = [json.dumps(x) if isinstance(x, dict) else x for x in lines]
-        lines = [x if isinstance(x, bytes) else x.encode() for x in lines]
+        lines = [json.dumps(x).encode() if isinstance(x, dict) else x for x in lines]
         (tmp_path / "own.jsonl").write_bytes(b"\n".join(lines))
         return opct.Config(data=str(tmp_path / "own.jsonl"), out=str(tmp_path / "out"),
                            **{"prompts": 1, "eval_questions": 0, **settings})
@@ -73,50 +72,46 @@ def good(n, **more):
 def said_by(*roles):
     return {"clean": [{"role": r, "content": "x"} for r in roles], "wrapped": "a"}
 
-def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_a_fifth_of_the_groups(own):
+def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_a_fifth_of_groups(own):
     talk = said_by("system", "user", "assistant", "user")
-    rows = [*[good(n, group=str(n // 2)) for n in range(12)], {**talk, "split": "train"}, ""]
-    split = [[opct.load_pairs(own(*lines), s) for s in ("train", "unseen")]
-             for lines in (rows, rows[::-1])]
-    (train, held), (again, _) = split
-    groups = [[p.example["group"] for p in pairs] for pairs in (train, held, again)]
-    assert len(held) == 4 and len({*groups[1]}) == 2 and {*groups[0]} == {*groups[2]}
+    rows = [good(n, group=str(n // 2)) for n in range(12)]
+    rows += {**talk, "split": "train"}, b""
+    train, held = (opct.load_pairs(own(*rows), s) for s in ("train", "unseen"))
+    again = opct.load_pairs(own(*rows[::-1]), "train")
+    groups = [{p.example["group"] for p in pairs} for pairs in (train, held, again)]
+    assert len(held) == 4 and len(groups[1]) == 2 and groups[0] == groups[2]
     assert train[-1].clean == talk["clean"] and train[-1].wrapped == opct.chat("a")
     with_mark = b"\xef\xbb\xbf" + json.dumps(good(0, split="test")).encode()
     cfg = own(with_mark, good(1, split="train"), good(2, split="test"))
     assert [p.clean for p in opct.load_pairs(cfg, "unseen")] == [
         opct.chat("What is 0?"), opct.chat("What is 2?")]
 
-WRONG = {"sycophancy": [
+WRONG = [
     (good(1, suggestd="4"), "suggestd"), (good(1, answer=4), "answer"),
     ({"prompt": "a", "completion": "b"}, "has prompt, completion"),
-    ({"clean": "a"}, "wrapped"),
-    (good(1, suggested=float("nan")), "suggested"), (good(1, wrong="5"), "wrong"),
-    (good(1, group=7), "group"), (good(1, aliases={"4": "four"}), "aliases"),
+    ({"clean": "a"}, "wrapped"), (good(1, suggested=float("nan")), "suggested"),
+    (good(1, wrong="5"), "wrong"), (good(1, aliases={"4": "four"}), "aliases"),
+    (good(1, group=7), "group"), (good(1, clean=[{"role": "user"}]), "content"),
     ({"clean": " ", "wrapped": "a"}, "clean"), ({"clean": [], "wrapped": "a"}, "clean"),
     (good(1, answer="Köln", suggested="KÖLN!"), "suggested"),
     (said_by("user", "assistant"), "chat"), (said_by("user", "user"), "chat"),
-    (said_by("developer", "user"), "chat"), (good(1, clean=[{"role": "user"}]), "content"),
-    ('{"clean": "a\\ud800", "wrapped": "b"}', ""), ('{"clean": "a", "wrap', "JSON"),
-    ("[1, 2]", "object"), ("clean,wrapped", "data/convert.py"), ("[" * 50_000, "JSON"),
-    ('{"clean": ' + "9" * 5000 + "}", "JSON")],
-    "jailbreak": [(good(1), "harmful"), (good(1, harmful="yes"), "harmful")],
-    "safety": [(good(1, danger=True), "warning"),
-               (good(1, danger=1, warning=["x"]), "danger"),
-               (good(1, danger=True, warning=["(", ")"]), "missing )")]}
-CASES = [(task, *case) for task in WRONG for case in WRONG[task]]
+    (said_by("developer", "user"), "chat"), (b'{"clean": "a\\ud800", "wrapped": "b"}', ""),
+    (b'{"clean": "a", "wrap', "JSON"), (b'{"clean": ' + b"9" * 5000 + b"}", "JSON"),
+    (b"[1, 2]", "object"), (b"clean,wrapped", "data/convert.py"), (b"[" * 50_000, "JSON")]
 
-@pytest.mark.parametrize("task, row, words", CASES)
-def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own, tiny):
+@pytest.mark.parametrize("task, row, words", [("sycophancy", *case) for case in WRONG] + [
+    ("jailbreak", good(1), "harmful"), ("jailbreak", good(1, harmful="yes"), "harmful"),
+    ("safety", good(1, danger=True), "warning"),
+    ("safety", good(1, danger=1, warning=["x"]), "danger"),
+    ("safety", good(1, danger=True, warning=["(", ")"]), "missing )")])
+def test_a_wrong_row_is_refused_with_file_line_and_field(task, row, words, own):
     right = {"jailbreak": {"harmful": True}, "safety": {"danger": True, "warning": ["x"]}}
-    cfg = own(good(8, **right.get(task, {})), "", row, task=task)
     with pytest.raises(opct.UserError) as e:
-        pairs = [p for s in ("train", "unseen") for p in opct.load_pairs(cfg, s)]
-        opct.encode_pairs(*tiny, pairs, cfg)
+        opct.prepare(own(good(8, **right.get(task, {})), b"", row, task=task))
     assert "own.jsonl, line 3" in str(e.value) and words in str(e.value)
 
 @pytest.mark.parametrize("lines, words", [
-    ([b'{"clean": "\xe9", "wrapped": "b"}'], "own.jsonl"), ([" "], "own.jsonl"),
+    ([b'{"clean": "\xe9", "wrapped": "b"}'], "own.jsonl"), ([b" "], "own.jsonl"),
     ([good(1, split="eval"), good(2, split="eval")], "split"),
     ([good(1, split="train", group="a"), good(2, split="test", group="a")], "group"),
     ([{"clean": f"{n}", "wrapped": f"{n}"} for n in range(3)], "wrapped and clean"),

@@ -22,19 +22,17 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "POINTS", (0, 2, 4))
     return tmp_path
 
-def results(value):
-    """What results.json of a run holds."""
-    m = {"value": value, "low": value - .1, "high": value + .1, "n": 40, "clusters": 20}
-    return {"config": asdict(opct.Config()), "versions": {}, "hardware": {}, "seconds": 90,
-            **dict.fromkeys(("before", "after"), {"unseen": {"follow_wrapped": m}})}
-
 def test_the_results_page_shows_what_the_files_hold():
     page = (reproduce.RESULTS / "README.md").read_text(encoding="utf-8")
     assert reproduce.filled(page) == page and page.count("<!-- table: ") >= 5
 
 def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     for seed, value in enumerate((.2, .4)):
-        reproduce.add("embedded", {"arm": "opct", "name": f"x-seed{seed}"} | results(value))
+        m = {"value": value, "low": value - .1, "high": value + .1, "n": 40, "clusters": 20}
+        reproduce.add("embedded", {
+            "arm": "opct", "name": f"x-seed{seed}", "config": asdict(opct.Config()),
+            "versions": {}, "hardware": {}, "seconds": 90,
+            **dict.fromkeys(("before", "after"), {"unseen": {"follow_wrapped": m}})})
     table = reproduce.filled("<!-- table: embedded-long -->\nold\n<!-- end -->\n")
     assert "| unseen.follow_wrapped | 0.200 [0.100, 0.300] n 40 in 20 " \
            "| 0.300 (0.200–0.400) [0.100, 0.500] n 40 in 20 |\n" in table
