@@ -108,11 +108,6 @@ def read_alone(model, prompts, answers):
         logits.append(model(input_ids=ids).logits[0, len(prompt) - 1:-1])  # (R, V)
     return torch.cat(logits)
 
-def logits_alone(model, prompt, answer):
-    """The slow way: one prompt, one answer, no cache, the model's own forward. -> (R, V)"""
-    ids = torch.tensor([list(prompt) + answer])  # (1, P + R)
-    return model(input_ids=ids).logits[0, len(prompt) - 1:-1]
-
 def greedy_alone(model, prompt, length, eos):
     """The slow way: the whole text again for every token."""
     ids = list(prompt)
@@ -139,33 +134,3 @@ class Countdown(torch.nn.Module):
         token = (keys[:, 0, 0, 0].long() - position_ids[:, -1]) % 16  # (rows,)
         logits = 9.0 * self.sure * torch.nn.functional.one_hot(token, 16)  # (rows, V)
         return SimpleNamespace(logits=logits[:, None])
-
-class Scripted(torch.nn.Module):
-    """A "model" that says script[first token of the prompt][n] as its n-th token, to stage
-    answers that end at different times. Keys hold token ids, so that mixed-up rows show."""
-
-    def __init__(self, script, prompt_length, vocab=16):
-        super().__init__()
-        self.script, self.start, self.vocab = script, prompt_length, vocab
-        self.rows_run = []  # how many rows each call had
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
-        self.dtype, self.device = torch.float32, torch.device("cpu")
-
-    def forward(self, input_ids, position_ids, attention_mask, logits_to_keep, use_cache,
-                past_key_values):
-        keys = input_ids[:, None, :, None].float()  # (rows, 1, Q, 1)
-        keys = past_key_values.update(keys, keys, 0)[0]  # (rows, 1, T, 1)
-        self.rows_run.append(len(input_ids))
-        logits = torch.zeros(*input_ids.shape, self.vocab)  # (rows, Q, V)
-        for row, first in enumerate(keys[:, 0, 0, 0].long().tolist()):
-            for q, at in enumerate(position_ids.expand(input_ids.shape)[row].tolist()):
-                step = at - self.start + 1
-                if 0 <= step < len(self.script[first]):
-                    logits[row, q, self.script[first][step]] = 9
-        return SimpleNamespace(logits=logits[:, logits_to_keep])
-
-class NewScripted(Scripted):
-    """The same with the name that transformers 5.24 gives to the cache."""
-
-    def forward(self, cache, **inputs):
-        return super().forward(past_key_values=cache, **inputs)
