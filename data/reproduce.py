@@ -1,8 +1,8 @@
 """Reproduce the project's experiments, and print their tables.
 
     python data/reproduce.py run embedded    both arms on three tasks, the embedded model
-    python data/reproduce.py run sweep --only lr    the runs whose name matches a pattern
     python data/reproduce.py run cube --model FOLDER    a chat model: what matters in OPCT?
+    python data/reproduce.py run embedded --only safety    the runs whose name matches
     python data/reproduce.py    print every table
     python data/reproduce.py fill README.md data/results/README.md    renew their tables
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
@@ -35,13 +35,6 @@ TASKS = {  # metrics of the tables; the first shows the fault, the second an ove
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
     "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean",
     "safety": "unseen.warned unseen.warned_safe unseen.warned_hinted"}
-SWEEP = {  # one setting at a time differs from the defaults
-    "defaults": "", "lr-1e-4": "--lr 1e-4", "lr-1e-3": "--lr 1e-3", "lr-3e-3": "--lr 3e-3",
-    "rank-4": "--lora-rank 4 --lora-alpha 8", "rank-64": "--lora-rank 64 --lora-alpha 128",
-    "32-prompts-x-1": "--prompts 32 --samples 1", "kl-sampled": "--kl sampled",
-    "2-prompts-x-16": "--prompts 2 --samples 16",
-    "2-prompts-x-4": "--prompts 2 --samples 4", "answers-of-4-tokens": "--max-new-tokens 4",
-    "25-steps": "--steps 25", "50-steps": "--steps 50", "200-steps": "--steps 200"}
 ARMS = {  # of cube: who writes the answers, when, and what is matched on them
     "opct": "opct", "sft": "sft", "sft-greedy": "sft --target-temperature 0",
     "fixed-reverse": "sft --loss kl", "step-nll": "sft --targets step",
@@ -56,7 +49,6 @@ CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-question
 EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
                                         for task in TASKS for arm in ("sft", "opct")}),
-    "sweep": ("--eval-questions 150", {name: f"opct {SWEEP[name]}" for name in SWEEP}),
     "cube": (CUBE, {**ARMS, **ONCE})}
 POINTS = 0, 10, 20, 40  # cube evaluates after these steps
 BASE = {}  # what it found before training, for the arms of this process
@@ -131,7 +123,7 @@ def train(experiment, name, script, flags, model):
     return {"arm": name.rpartition("-seed")[0], "name": name, **kept, "seconds": seconds,
             "questions": questions, "points": points}
 
-def run(experiment, model, seeds, only):
+def run(experiment, model, dtype, seeds, only):
     if experiment not in EXPERIMENTS:
         raise UserError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}")
     if (experiment == "cube") != bool(model):
@@ -148,7 +140,7 @@ def run(experiment, model, seeds, only):
         done = [entry["name"] for entry in load(file)["runs"]] if exists else []
         if re.search(only, name) and name not in done:
             script, *own = arms[arm].split()
-            flags = [*common.split(), *own, "--seed", str(seed)]
+            flags = [*common.split(), *own, "--seed", str(seed), "--dtype", dtype]
             print(f"{name}: {SCRIPTS[script].__name__}.py", *flags, flush=True)
             add(file, train(file, name, SCRIPTS[script], flags, model))
     print(f"data/results/{file}.json holds all of these runs")
@@ -275,6 +267,23 @@ def curve(runs, path):
     return {int(step): [dig(run["points"][step], path)["value"] for run in runs]
             for step in runs[0]["points"]}
 
+def best(arms, arm):
+    """Where an arm, at any of its rates, is best on the seen wordings. -> its name and step,
+    the evaluations of its seeds there"""
+    tried = [(f"{name} after {step}", [run["points"][step] for run in runs])
+             for name, runs in arms.items() if re.fullmatch(rf"{arm}(-lr-.*)?", name)
+             for step in runs[0]["points"]]
+    return max(tried, key=lambda point: mean(
+        dig(e, "seen.accuracy_wrapped")["value"] for e in point[1]))
+
+def gaps(title, opct, others):
+    """Differences to opct, each a name and the evaluations of its seeds."""
+    lines = [[title, *CURVES]]
+    for name, evaluations in others:
+        gap = [difference(opct[1], evaluations, path) for path in CURVES.values()]
+        lines += [[f"{name} − {opct[0]}", *gap]] if all(gap) else []
+    return lines
+
 def cube_short():
     """Of each model: the main arms after the last step."""
     heading = ["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
@@ -286,23 +295,23 @@ def cube_short():
     return "\n".join(parts)
 
 def cube():
-    """Of each model: the arms after the last step; their difference to opct; the curves."""
+    """Of each model: the arms after the last step; their differences to opct; the curves."""
     parts, names = [], [*CURVES, "drift"]
     for model, arms in cubes().items():
         runs, steps = sum(arms.values(), []), [*curve(next(iter(arms.values())), "drift")]
-        ends = {arm: [run["after"] for run in seeds] for arm, seeds in arms.items()}
+        tables = [[[" / ".join(names), *(f"after {step} steps" for step in steps)]]]
+        for arm in filter(ARMS.get, arms):
+            ways = [curve(arms[arm], CURVES.get(name, name)) for name in names]
+            tables[0].append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
+                                     for step in steps)])
+        if "opct" in arms:
+            ends = {arm: (arm, [run["after"] for run in arms[arm]]) for arm in arms}
+            bests = {arm: best(arms, arm) for arm in arms if arm in ARMS}
+            tables += [gaps(title, of.pop("opct"), of.values()) for title, of in (
+                ("after the last step", ends), ("each at its best on seen", bests))]
         lines = [["run (seeds): steps × answers", *JUDGED, "minutes"], *rows(runs, JUDGED)]
-        gaps = [["after the last step", *CURVES]]
-        curves = [[" / ".join(names), *(f"after {step} steps" for step in steps)]]
-        for arm, seeds in arms.items():
-            gap = [difference(ends.get("opct", []), ends[arm], m) for m in CURVES.values()]
-            gaps += [[f"{arm} − opct", *gap]] if all(gap) and arm != "opct" else []
-            if arm in ARMS:
-                ways = [curve(seeds, CURVES.get(name, name)) for name in names]
-                curves.append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
-                                      for step in steps)])
-        parts += [f"**{model}**", markdown(lines, runs), *(
-            markdown(table, []).strip() for table in (gaps, curves))]
+        parts += [f"**{model}**", markdown(lines, runs),
+                  *(markdown(table, []).strip() for table in tables)]
     return "\n\n".join(parts)
 
 
@@ -364,7 +373,7 @@ def drawn():
 TABLES = {  # name: function that makes it
     "embedded": lambda: measured("embedded", short=True),
     "embedded-long": lambda: measured("embedded"),
-    "sweep": lambda: measured("sweep", short=True), "cube": cube, "cube-short": cube_short,
+    "cube": cube, "cube-short": cube_short,
     "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
                              "rival rival_s times_faster ours_gb rival_gb"),
     "families": lambda: records("families", lambda r: [
@@ -392,12 +401,13 @@ def main(argv=None):
                         default="tables")
     parser.add_argument("names", nargs="*", help="an experiment; files to fill or draw")
     parser.add_argument("--model", default="", help="cube: the folder of a chat model")
+    parser.add_argument("--dtype", default="auto", help="see python opct.py --help")
     parser.add_argument("--seeds", type=int, default=3, help="run seeds 0 to N - 1")
     parser.add_argument("--only", default="", help="run those whose name matches this")
     args = parser.parse_intermixed_args(argv)
     try:
         if args.command == "run":
-            run(" ".join(args.names), args.model, args.seeds, args.only)
+            run(" ".join(args.names), args.model, args.dtype, args.seeds, args.only)
         for path in map(Path, args.names if args.command in ("fill", "draw") else ()):
             new = drawn() if args.command == "draw" else filled(path.read_text("utf-8"))
             path.write_text(new, "utf-8")
