@@ -99,10 +99,10 @@ def train(experiment, name, script, flags, model):
     def watched(model, tokenizer, pairs, cfg):
         nonlocal held_out, spent
         start, asked = time.time(), (cfg.model, cfg.category, cfg.max_new_tokens)
-        found = None if done else BASE.get(asked)  # before training all arms are alike
-        found = found or evaluate(model, tokenizer, pairs, cfg)
+        known = None if done else BASE.get(asked)  # before training all arms are alike
+        found = {**(known or evaluate(model, tokenizer, pairs, cfg))}
         if not done:
-            BASE[asked] = found
+            BASE[asked] = {**found}  # train() takes the answers out of what it gets
         held_out, points[str(done)] = (tokenizer, pairs), point(found, pairs, cfg)
         spent += time.time() - start
         return found
