@@ -3,6 +3,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch as st
@@ -66,10 +67,15 @@ def refused(out, words, capsys, *more):
     assert line.startswith("error: ") and words in line
     assert before == {f.name: f.read_bytes() for f in out.iterdir()}
 
-@pytest.mark.parametrize("flag", ["lr 1e-4", "seed 0", "task safety", "prompts 2",
+@pytest.mark.parametrize("flag", ["lr 1e-4", "seed 7", "task safety", "prompts 2",
                                   "kl sampled", "out x", "category animals", "steps 2"])
 def test_what_would_change_the_run_is_refused_beside_resume(flag, half, capsys):
     refused(half, flag.split()[0], capsys, *f"--{flag}".split())
+
+def test_a_notebook_cannot_resume_with_other_settings_either(half):
+    saved = opct.parse_config(["--resume", str(half)])
+    with pytest.raises(opct.UserError, match="other lr"):
+        replace(saved, lr=1.0)
 
 def test_other_data_are_refused(tmp_path, capsys):
     own, out = tmp_path / "own.jsonl", tmp_path / "o"
