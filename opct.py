@@ -740,7 +740,7 @@ def end_tokens(model, tokenizer):
 
 def encode_pairs(model, tokenizer, pairs, cfg):
     """-> [(wrapped ids, clean ids)], tuples. UserError, with file and line of the pair, for
-    a prompt that the model cannot read as it is meant."""
+    a prompt that the model would misread."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
     prompts = []
     for pair in pairs:

@@ -37,21 +37,21 @@ from opct import (Run, add_lora, batches, check, evaluate, micro_batches, pack, 
 
 @dataclass
 class Config(opct.Config):
-    target_temperature: float = 1.0  # of the base model's answers; 0: the likeliest
+    target_temperature: float = 1.0  # of the base model's answers; 0: greedy
     targets: Literal["fixed", "step"] = "fixed"  # drawn once, or again in each step
     loss: Literal["nll", "kl"] = "nll"  # match each token, or the base model's distribution
 
     def __post_init__(self):
         self.out = self.out or self.resume or f"out/{self.task}-sft"
         super().__post_init__()
-        check(self.kl != "sampled", "--kl sampled: it takes the student's own answers")
+        check(self.kl != "sampled", "--kl sampled needs the student's own answers")
 
 
 # 2. Targets: what the base model says without the bait
 
 def make_targets(model, asked, cfg, rng):
     """Answers of the base model to clean prompts (tuples of ids), 64 prompts at a time. ->
-    {prompt: K lists of ids}; at temperature 0 one, for all K would be the same."""
+    {prompt: K lists of ids}; at temperature 0 one, because all K would be identical."""
     asked, targets = sorted(dict.fromkeys(asked), key=len), {}
     samples = cfg.samples if cfg.target_temperature > 0 else 1
     with teacher(model):

@@ -4,11 +4,11 @@
     python data/reproduce.py run cube --model FOLDER    a chat model: what matters in OPCT?
     python data/reproduce.py run embedded --only safety    the runs whose name matches
     python data/reproduce.py    print every table
-    python data/reproduce.py fill README.md data/results/README.md    renew their tables
+    python data/reproduce.py fill README.md data/results/README.md    update their tables
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
 `run` keeps what was measured in data/results/NAME.json (cube-FOLDER.json). Interrupted, it
-continues: what is in the file is skipped, a run that had only begun is trained anew. In a
+continues: what is in the file is skipped, an unfinished run starts over. In a
 markdown file a table stands between the lines <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
@@ -30,7 +30,7 @@ from opct import UserError  # noqa: E402
 
 RESULTS = ROOT / "data/results"
 SCRIPTS = {"opct": opct, "sft": train_sft}
-TASKS = {  # metrics of the tables; the first shows the fault, the second an overdone cure
+TASKS = {  # metrics of the tables; the first shows the fault, the second an overcorrection
     "sycophancy": "unseen.follow_wrapped unseen.accuracy_clean unseen.accuracy_wrapped "
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
     "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean",
@@ -40,7 +40,7 @@ ARMS = {  # of cube: who writes the answers, when, and what is matched on them
     "fixed-reverse": "sft --loss kl", "step-nll": "sft --targets step",
     "step-reverse": "sft --targets step --loss kl",
     "fixed-forward": "sft --loss kl --kl forward", "opct-forward": "opct --kl forward"}
-ONCE = {  # further ones, last and with seed 0 alone
+ONCE = {  # more arms, run last, seed 0 only
     "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
     "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
     "opct-all": "opct --category=", "sft-all": "sft --category="}
@@ -57,7 +57,9 @@ JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
           "control.accuracy_wrapped", "capability", "drift"]
 CURVES = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0]}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
-          "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # seen on light and on dark
+          "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
+
+SHORT = "sft", "sft-greedy", "opct"  # in the README's table
 
 # 1. Train, and keep what was measured
 
@@ -65,7 +67,7 @@ def load(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 def add(experiment, entry):
-    """Put a run into the experiment's file, one line per run, replaced in one move."""
+    """Put a run into the experiment's file, one line per run, atomically."""
     path = RESULTS / f"{experiment}.json"
     runs = (load(experiment)["runs"] if path.exists() else []) + [entry]
     lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
@@ -115,7 +117,7 @@ def train(experiment, name, script, flags, model):
     result["config"]["out"] = out
     if not model:
         return {"arm": "opct" if script is opct else "sft", "name": name, **result}
-    result["config"]["model"] = Path(model).name  # not where it lies
+    result["config"]["model"] = Path(model).name  # the name, not the path
     seconds = round(time.time() - began - spent, 1)  # without the evaluations
     questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                  for split in points["0"]["marks"]}
@@ -285,14 +287,16 @@ def gaps(title, opct, others):
     return lines
 
 def cube_short():
-    """Of each model: the main arms after the last step."""
-    heading = ["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
-               "follows ↓", "capability ↑", "drift, nats per token ↓", "minutes"]
-    metrics, parts = [*JUDGED[1::-1], *JUDGED[2:3], *JUDGED[-2:]], []
+    """Of each model: before training, and the main arms after the last step."""
+    table = [["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
+              "follows ↓", "capability ↑", "drift, nats per token ↓", "minutes"]]
+    metrics, runs = [*JUDGED[1::-1], *JUDGED[2:3], *JUDGED[-2:]], []
     for model, arms in cubes().items():
-        runs = [run for arm in COLORS for run in arms.get(arm, [])]
-        parts += [f"**{model}**", "", markdown([heading, *rows(runs, metrics)], runs)]
-    return "\n".join(parts)
+        found = [run for arm in SHORT for run in arms.get(arm, [])]
+        lines = rows(found, metrics)
+        lines[0][0] = f"**{model}**, before"
+        table, runs = table + lines, runs + found
+    return markdown(table, runs)
 
 def cube():
     """Of each model: the arms after the last step; their differences to opct; the curves."""
@@ -343,7 +347,7 @@ def panel(curves, most):
         x = 230 * step / steps[-1]
         svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
     for arm, c in sorted(curves.items(), key=lambda item: -mean(item[1][steps[-1]])):
-        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # none on another
+        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # labels must not overlap
         line = " ".join(at(s, mean(c[s])) for s in steps)
         band = [at(s, max(c[s])) for s in steps] + [at(s, min(c[s])) for s in steps[::-1]]
         svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
@@ -390,7 +394,7 @@ def filled(text):
             raise UserError(f"no table {match[2]!r}; there are {', '.join(TABLES)}")
         try:
             return f"{match[1]}{TABLES[match[2]]()}\n<!-- end -->"
-        except FileNotFoundError as missing:  # its runs are still to be made
+        except FileNotFoundError as missing:  # not run yet
             return f"{match[1]}(no {Path(missing.filename).name} yet)\n<!-- end -->"
     return re.sub(r"^(<!-- table: (\S+) -->\n)(?:(?!<!-- ).*\n)*<!-- end -->$", table, text,
                   flags=re.M)
@@ -403,7 +407,7 @@ def main(argv=None):
     parser.add_argument("--model", default="", help="cube: the folder of a chat model")
     parser.add_argument("--dtype", default="auto", help="see python opct.py --help")
     parser.add_argument("--seeds", type=int, default=3, help="run seeds 0 to N - 1")
-    parser.add_argument("--only", default="", help="run those whose name matches this")
+    parser.add_argument("--only", default="", help="regular expression: run matching names")
     args = parser.parse_intermixed_args(argv)
     try:
         if args.command == "run":
