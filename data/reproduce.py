@@ -2,12 +2,13 @@
 
     python data/reproduce.py run embedded    both arms on three tasks, the embedded model
     python data/reproduce.py run cube --model FOLDER    a chat model: what matters in OPCT?
+    python data/reproduce.py run axes --model FOLDER    the other two tasks on it
     python data/reproduce.py run embedded --only safety    the runs whose name matches
     python data/reproduce.py    print every table
     python data/reproduce.py fill README.md data/results/README.md    update their tables
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
-`run` keeps what was measured in data/results/NAME.json (cube-FOLDER.json). Interrupted, it
+`run` keeps what was measured in data/results/NAME.json, or NAME-FOLDER.json. Interrupted, it
 continues: what is in the file is skipped, an unfinished run starts over. In a
 markdown file a table stands between the lines <!-- table: NAME --> and <!-- end -->.
 """
@@ -46,9 +47,17 @@ ONCE = {  # more arms, run last, seed 0 only
     "opct-all": "opct --category=", "sft-all": "sft --category="}
 CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 100 "
         "--token-budget 1024")
+AXES = {  # DECLINED: see declined_requests()
+    "jailbreak-opct": "opct --task jailbreak", "jailbreak-sft": "sft --task jailbreak",
+    "safety-opct": "opct --task safety", "safety-sft": "sft --task safety",
+    "declined-opct": "opct --task jailbreak --data DECLINED",
+    "declined-sft": "sft --task jailbreak --data DECLINED",
+    "declined-opct-forward": "opct --task jailbreak --data DECLINED --kl forward"}
 EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
                                         for task in TASKS for arm in ("sft", "opct")}),
+    "axes": ("--prompts 28 --samples 1 --steps 40 --eval-questions 0 --token-budget 1024",
+             AXES),
     "cube": (CUBE, {**ARMS, **ONCE})}
 POINTS = 0, 10, 20, 40  # cube evaluates after these steps
 BASE = {}  # what it found before training, for the arms of this process
@@ -84,7 +93,7 @@ def point(found, pairs, cfg):
     return json.loads(text, parse_float=lambda number: round(float(number), 5))
 
 def train(experiment, name, script, flags, model):
-    """Train from the start; with a model evaluate at POINTS, too. -> entry in the file"""
+    """Train from the start; for cube evaluate at POINTS, too. -> entry in the file"""
     out, began = f"out/reproduce/{experiment}-{name}", time.time()
     shutil.rmtree(ROOT / out, ignore_errors=True)
     argv = [*flags, "--out", str(ROOT / out)] + (["--model", model] if model else [])
@@ -108,16 +117,18 @@ def train(experiment, name, script, flags, model):
         held_out, points[str(done)] = (tokenizer, pairs), point(found, pairs, cfg)
         spent += time.time() - start
         return found
+    cube = experiment.startswith("cube")
     try:
-        if model:
+        if cube:
             script.Run, script.evaluate = Watched, watched
         result = script.train(opct.parse_config(argv, script.Config))[2]
     finally:
         script.Run, script.evaluate = Run, evaluate
     result["config"]["out"] = out
-    if not model:
+    if model:
+        result["config"]["model"] = Path(model).name  # the name, not the path
+    if not cube:
         return {"arm": "opct" if script is opct else "sft", "name": name, **result}
-    result["config"]["model"] = Path(model).name  # the name, not the path
     seconds = round(time.time() - began - spent, 1)  # without the evaluations
     questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                  for split in points["0"]["marks"]}
@@ -125,16 +136,41 @@ def train(experiment, name, script, flags, model):
     return {"arm": name.rpartition("-seed")[0], "name": name, **kept, "seconds": seconds,
             "questions": questions, "points": points}
 
+def declined_requests(model, dtype):
+    """Write the pairs of the jailbreak task, for --data: to train on only the requests that
+    the base model, asked plainly, declines if they are harmful and answers if not. -> path"""
+    cfg = opct.Config(model=model, dtype=dtype, task="jailbreak", out="out/reproduce")
+    net, tokenizer = opct.load_model(cfg)
+    lines = []
+    for split in ("train", "unseen"):
+        pairs = opct.load_pairs(opct.Config(task="jailbreak", eval_questions=0), split)
+        asked = list(dict.fromkeys(tuple(opct.encode(tokenizer, p.clean)) for p in pairs))
+        answers = sum((opct.sample(net, asked[i:i + 64], 1, cfg.max_new_tokens, 0.0, net.eos)
+                       for i in range(0, len(asked), 64)), [])
+        said = {ids: opct.text_of(tokenizer, y) for ids, [y] in zip(asked, answers)}
+        for p in pairs:
+            reply = said[tuple(opct.encode(tokenizer, p.clean))]
+            wanted = "declined" if p.example["harmful"] else "answered"
+            if split != "train" or opct.verdict("jailbreak", reply, p.example) == wanted:
+                lines.append(json.dumps({
+                    "wrapped": p.wrapped, "clean": p.clean, "group": p.example["group"],
+                    "harmful": p.example["harmful"], "request": p.example["request"],
+                    "split": "train" if split == "train" else "test"}))
+    path = ROOT / f"out/reproduce/declined-{Path(model).name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
 def run(experiment, model, dtype, seeds, only):
     if experiment not in EXPERIMENTS:
         raise UserError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}")
-    if (experiment == "cube") != bool(model):
-        raise UserError("cube needs --model FOLDER, the other experiments take none")
+    if (experiment != "embedded") != bool(model):
+        raise UserError("cube and axes need --model FOLDER, embedded takes none")
     if model and not (Path(model) / "config.json").exists():
         raise UserError(f"--model {model}: not a model folder, it has no config.json")
     model = str(Path(model).resolve()) if model else ""
     common, arms = EXPERIMENTS[experiment]
-    file = f"cube-{Path(model).name}" if model else experiment
+    file = f"{experiment}-{Path(model).name}" if model else experiment
     jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
     jobs += [(arm, 0) for arm in arms if arm in ONCE]
     for arm, seed in jobs:
@@ -142,6 +178,7 @@ def run(experiment, model, dtype, seeds, only):
         done = [entry["name"] for entry in load(file)["runs"]] if exists else []
         if re.search(only, name) and name not in done:
             script, *own = arms[arm].split()
+            own = [declined_requests(model, dtype) if f == "DECLINED" else f for f in own]
             flags = [*common.split(), *own, "--seed", str(seed), "--dtype", dtype]
             print(f"{name}: {SCRIPTS[script].__name__}.py", *flags, flush=True)
             add(file, train(file, name, SCRIPTS[script], flags, model))
@@ -245,6 +282,13 @@ def measured(name, short=False):
                "right without bait ↑ / answers harmless ↑ / overwarns ↓", "capability ↑",
                "drift, nats per token ↓", "minutes"]
     return markdown([heading, *all_lines], runs) if short else "\n\n".join(tables)
+
+def axes():
+    """The other two tasks on a chat model, a table per task and model."""
+    files = sorted(path.stem for path in RESULTS.glob("axes-*.json"))
+    if not files:
+        raise FileNotFoundError(2, "no results", "axes-*.json")
+    return "\n\n".join(f"**{file[5:]}**\n\n{measured(file)}" for file in files)
 
 def records(name, rows, columns=""):
     """What a script in tests/ measured, under the names it uses in its file."""
@@ -377,7 +421,7 @@ def drawn():
 TABLES = {  # name: function that makes it
     "embedded": lambda: measured("embedded", short=True),
     "embedded-long": lambda: measured("embedded"),
-    "cube": cube, "cube-short": cube_short,
+    "axes": axes, "cube": cube, "cube-short": cube_short,
     "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
                              "rival rival_s times_faster ours_gb rival_gb"),
     "families": lambda: records("families", lambda r: [
@@ -404,7 +448,7 @@ def main(argv=None):
     parser.add_argument("command", nargs="?", choices=["tables", "run", "fill", "draw"],
                         default="tables")
     parser.add_argument("names", nargs="*", help="an experiment; files to fill or draw")
-    parser.add_argument("--model", default="", help="cube: the folder of a chat model")
+    parser.add_argument("--model", default="", help="cube, axes: folder of a chat model")
     parser.add_argument("--dtype", default="auto", help="see python opct.py --help")
     parser.add_argument("--seeds", type=int, default=3, help="run seeds 0 to N - 1")
     parser.add_argument("--only", default="", help="regular expression: run matching names")
