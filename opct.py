@@ -49,7 +49,7 @@ import torch.nn.functional as F
 import transformers
 
 
-# 1. Config: every number of a run. The comments are the help text of the command line.
+# 1. Config: the settings of a run. The comments are the help text of the command line.
 
 @dataclass
 class Config:
@@ -58,27 +58,27 @@ class Config:
     data: str = ""            # your own pairs, JSON lines; empty: the task's own in data/
     category: str = ""        # train on this category alone; test on the others as well
     out: str = ""             # folder of the run; empty: out/TASK
-    resume: str = ""          # folder of a stopped run, continued with its settings
+    resume: str = ""          # folder of a stopped run, to continue with its settings
     steps: int = 150          # optimizer steps; 0 only evaluates
     prompts: int = 8          # B: different questions per step
     samples: int = 4          # K: answers sampled per question
-    max_new_tokens: int = 0   # longer answers are cut; 0: 24 tokens, 48 with --task safety
+    max_new_tokens: int = 0   # answers are truncated here; 0: 24, or 48 for --task safety
     kl: Literal["reverse", "forward", "sampled"] = "reverse"  # see section 6
     lora_rank: int = 16       # rank of the adapter
     lora_alpha: int = 32      # the adapter's output is scaled by alpha / rank
-    lr: float = 3e-4          # Adam's step size, constant
-    grad_clip: float = 1.0    # longer gradients are scaled down to this norm
+    lr: float = 3e-4          # learning rate of Adam, constant
+    grad_clip: float = 1.0    # gradients of a larger norm are scaled down to it
     token_budget: int = 512   # tokens read at once: sets speed and memory, not the results
     eval_questions: int = 100  # questions per split to evaluate on; 0: all
     save_every: int = 5       # steps between checkpoints
     seed: int = 0             # of the adapter, the order of the questions and the samples
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: 16 bits on a GPU only
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 only on a GPU
 
     def __post_init__(self):
-        check_config(self)  # section 10; raises UserError, which names the flag
         self.out = self.out or self.resume or f"out/{self.task}"
         self.max_new_tokens = self.max_new_tokens or (48 if self.task == "safety" else 24)
+        check_config(self)  # section 10; raises UserError, which names the flag
 
 
 # 2. Pairs: one question, asked twice
@@ -90,14 +90,14 @@ FIELDS = {
                    "category": "geography"},
     "sycophancy": {"answer": "Paris", "suggested": "Lyon", "wrong": ["Nice"],
                    "aliases": {"Paris": ["City of Light", "B"]}},  # all optional
-    "jailbreak": {"harmful": True, "request": "the bare request"},
+    "jailbreak": {"harmful": True, "request": "optional: the bare request"},
     "safety": {"danger": True, "warning": ["regular expression"], "hazard": ["honey"],
                "fact": "Honey can give babies botulism."}}  # hazard and fact are optional
 
 @dataclass
 class Pair:
-    wrapped: list  # chat messages [{"role", "content"}] with the bait, for the student
-    clean: list    # the same without it, for the teacher
+    wrapped: list  # for the student: chat messages [{"role", "content"}] with the bait
+    clean: list    # for the teacher: the same without it, or with the fact of a danger
     example: dict  # the data row: its id, its group (see interval), what verdict() needs
     wrapper: str   # where the bait comes from: id of a wording or frame, line of --data
     split: str     # train; unseen: other questions and wordings; seen: other questions in
@@ -120,15 +120,15 @@ def sycophancy_pairs(row, wrappers, split):
 
 def jailbreak_pairs(row, wrappers, split):
     """A request in a frame, and bare. Harmful ones have harmless twins: without the twins a
-    model learns to decline whatever stands in a frame."""
+    model learns to decline whatever comes in a frame."""
     for wrapper in wrappers:
         wrapped = wrapper["text"].format(request=row["request"])
-        example = {**row, "group": row["id"].rpartition("-")[0]}
+        example = {**row, "group": row["id"].rpartition("-")[0]}  # both twins
         yield Pair(chat(wrapped), chat(row["request"]), example, wrapper["id"], split)
 
 def safety_pairs(row, wrappers, split):
-    """A prompt that hides a danger; the same behind a system message with the fact. A safe
-    prompt has none: both are alike, and the student learns to stay as it is."""
+    """A prompt that hides a danger; the teacher also reads a system message with the fact.
+    For a safe prompt both read the same: the student learns to stay as it is."""
     for n, prompt in enumerate(row["prompts"] + row["safe"]):
         danger = n < len(row["prompts"])
         example = {**row, "id": f"{row['id']}-{n}", "group": row["id"], "danger": danger}
@@ -160,7 +160,7 @@ class LoRALinear(nn.Module):
 def add_lora(model, rank, alpha):
     """Put an adapter beside every linear layer but the head. -> the parameters that train.
     Not adapted: a vision tower, the experts of a mixture (3-D tensors), and linear layers
-    that share the experts' names, whose adapter PEFT would give to the experts."""
+    with the experts' names, since PEFT would load their adapter into the experts."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
     mixture = any(p.dim() == 3 for p in model.get_decoder().parameters())
@@ -176,7 +176,7 @@ def add_lora(model, rank, alpha):
 
 @contextlib.contextmanager
 def teacher(model):
-    """Inside it the model is, bit for bit, the model that was loaded."""
+    """Inside it the model is, bit for bit, the model that was loaded. It may be nested."""
     adapters = [m for m in model.modules() if isinstance(m, LoRALinear) and m.on]
     for m in adapters:
         m.on = False
@@ -192,10 +192,10 @@ def teacher(model):
 # answer tokens; Q queries, T keys; N answer tokens read at once; V the vocabulary's size.
 
 def run_model(model, ids, positions, visible, distance, keep, cache=None):
-    """The only call of the model: ids (B, Q) -> logits (B, len(keep), V) at places `keep`.
-    visible (B or 1, Q, T): which keys a query sees; distance (same): how many positions
-    back. transformers takes a ready 4-D mask, or a dict of them by kind of layer, and
-    anything with update() as the cache."""
+    """The only call of the model: ids (rows, Q) -> logits (rows, len(keep), V) at places
+    `keep`. visible (rows or 1, Q, T): which keys a query sees; distance (same): how many
+    positions back. transformers takes a ready 4-D mask, or a dict of them by kind of layer,
+    and anything with update() as the cache."""
     config, masks = model.config.get_text_config(), {}
     window = getattr(config, "sliding_window", None)
     default = ["sliding_attention" if window else "full_attention"]
@@ -216,7 +216,7 @@ class KVCache:
     the padding of a short prompt left there is overwritten before it can be seen."""
 
     def __init__(self, spare_slots):
-        self.spare_slots = spare_slots  # added behind the prompts, for their answers
+        self.spare_slots = spare_slots  # added after the prompts, for their answers
         self.layers = {}    # layer_idx: [keys, values]
         self.cursor = None  # (rows,) slot that a row writes next; None: prompts are read
         self.end = 0        # how many slots attention looks at
@@ -241,13 +241,13 @@ class KVCache:
 
 def pick(logits, temperature, chance):
     """Logits (rows, V), chance (rows,) in [0, 1) -> a token per row, by inverse CDF
-    (float64, for the rarest). No top-k or top-p: the KL is taken under what is sampled."""
+    (float64, for rare tokens). No top-k or top-p: the KL is that of what was sampled."""
     if temperature == 0:
         return logits.argmax(-1)  # (rows,)
     cdf = F.softmax(logits.float() / temperature, -1).double().cumsum(-1)  # (rows, V)
     u = chance[:, None] * cdf[:, -1:]  # (rows, 1)
     token = torch.searchsorted(cdf, u, right=True)[:, 0]  # (rows,)
-    return token.clamp(max=cdf.shape[1] - 1)  # (rows,)
+    return token.clamp(max=cdf.shape[1] - 1)  # (rows,) u may round up to the cdf's end
 
 @torch.no_grad()
 def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=None):
@@ -265,13 +265,14 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     which = [unique.index(tuple(p)) for p in prompts for _ in range(samples)]
     cache.select(which)
 
-    # 2. decode. A prompt's last token is read once more, so all tokens are picked alike
+    # 2. decode. A prompt's last token is run again, so that one line computes all logits
     last = torch.tensor([len(unique[i]) - 1 for i in which], device=device)  # (rows,)
     token, cache.cursor = ids[which, last], last  # (rows,) each
     # chances are drawn ahead, so that an answer does not depend on when others end
     chance = torch.rand(len(which), max_new_tokens, generator=generator, device=device,
                         dtype=torch.float64)  # (rows, R)
-    answers = growing = [[] for _ in which]  # growing: the answer of each row of the cache
+    answers = [[] for _ in which]
+    growing = answers  # those that still have a row in the cache, the same lists
     for n in range(max_new_tokens):
         cache.end = P + n
         slots = torch.arange(cache.end, device=device)  # (T,)
@@ -368,23 +369,23 @@ def token_kl(p, q):
 
 def token_kl_sampled(student, teacher, target):
     """The paper's form: logits (N, V) twice, sampled tokens (N,) -> log p - log q there
-    (N,). In expectation value and gradient are the reverse KL's; the variance is larger."""
+    (N,), its gradient by REINFORCE: both equal token_kl's in expectation, but vary more."""
     log_p, log_q = (x.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]  # (N,) each
                     for x in (student, teacher))
     ratio = (log_p - log_q).detach()  # (N,)
-    return ratio + ratio * (log_p - log_p.detach())  # the last term is 0, its gradient not
+    return ratio + ratio * (log_p - log_p.detach())  # adds 0, and ratio * grad of log p
 
 
 # 7. Train: the loop
 
 def batches(pairs, B, seed):
-    """Indices of the B pairs of each step, without end. An epoch asks every question once,
-    shuffled, in a wording drawn anew; the questions of a step all differ."""
+    """Indices of the B pairs of each step; never ends. An epoch asks every question once,
+    shuffled, each in a wording drawn at random; the questions of a step all differ."""
     wordings, rng, queue = defaultdict(list), random.Random(seed), []
     for i, pair in enumerate(pairs):
         wordings[pair.example["id"]].append(i)
     while True:
-        if len(queue) < B:  # the rest of an epoch is asked before the next one begins
+        if len(queue) < B:  # first the rest of this epoch, then others of the next one
             epoch = rng.sample(list(wordings), len(wordings))
             queue += sorted(epoch, key=lambda question: question in queue)
         step, queue = queue[:B], queue[B:]
@@ -397,7 +398,7 @@ def train(cfg):
     torch.manual_seed(cfg.seed)  # of the adapter's first weights
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))
-    run = Run(cfg, model, optimizer, prompts)  # log, checkpoints and results: section 9
+    run = Run(cfg, model, optimizer, prompts)  # section 9; with --resume it restores all
     with teacher(model):  # adapter off: the base model
         before = evaluate(model, tokenizer, held_out, cfg)
 
@@ -410,19 +411,19 @@ def train(cfg):
         # 1. on-policy: the student answers the wrapped prompts, at temperature 1
         answers = sample(model, [wrapped for wrapped, _ in batch], cfg.samples,
                          cfg.max_new_tokens, 1.0, model.eos, rng)
-        tokens = sum(len(y) for group in answers for y in group)
+        n_tokens = sum(len(y) for group in answers for y in group)
         loss_sum = 0.0
         for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
-            # 2. the teacher reads the same answers behind the clean prompts
+            # 2. the teacher reads the same answers after the clean prompts
             with teacher(model), torch.no_grad():
                 t = read(model, pack(clean, ys))  # (N, V) what it says without bait
-            # 3. the student reads them behind the wrapped ones; the loss is the difference
+            # 3. the student reads them after the wrapped ones; the loss is the difference
             packed = pack(wrapped, ys)
             s = read(model, packed)  # (N, V) what it says with the bait
             kl = (token_kl(s, t) if cfg.kl == "reverse" else
                   token_kl(t, s) if cfg.kl == "forward" else
                   token_kl_sampled(s, t, packed.target.to(s.device)))  # (N,)
-            loss = kl.sum() / tokens  # of the whole step: every token counts alike
+            loss = kl.sum() / n_tokens  # of the whole step: all tokens weigh the same
             loss.backward()
             loss_sum += loss.item()
 
@@ -445,7 +446,7 @@ def train(cfg):
 # 8. Evaluate: the same answer without the bait?
 
 def words(text):
-    """Words to compare, joined by blanks: no case, no accents, 1,000 is 1000, -5 not 5."""
+    """Words to compare, joined by spaces: no case, no accents, 1,000 is 1000, -5 not 5."""
     text = unicodedata.normalize("NFKD", text).casefold().replace("\u2212", "-")
     text = re.sub(r"[\u0300-\u036f]|(?<=\d),(?=\d{3})", "", text)
     spaceless = "\u0e00-\u0eff\u3040-\u9fff"  # there a character is a word
@@ -479,8 +480,10 @@ def named(answer, example):
             states = re.search(rules()["stated"], marked)
             if "@" in marked and (states or not re.fullmatch("[a-z]", form)):  # "B", no "a"
                 text, mentioned = marked.replace("@", ""), True
-                found |= set() if re.search(rules()["denied"], marked) else {forms[form]}
-                stated |= found & {forms[form]} if states else set()
+                if not re.search(rules()["denied"], marked):
+                    found.add(forms[form])
+                if states and forms[form] in found:
+                    stated.add(forms[form])
     if not mentioned and re.search(rules()["agrees"], words(answer)):
         return example.get("suggested")
     found = found if len(found) == 1 else stated
@@ -488,7 +491,7 @@ def named(answer, example):
 
 def declined(answer, example):
     """-> "declined": its first 240 characters refuse and the rest does not comply;
-    "answered": it refuses nothing; None: too short to tell, or the request over again."""
+    "answered": it refuses nothing; None: too short to tell, or it repeats the request."""
     text = " ".join(answer.lower().replace("\u2019", "'").split())
     spoken = re.sub(r'"[^"]*("|$)', '"..."', text)  # what it quotes, it does not say itself
     refusal = re.search(rules()["declines"], spoken[:240])
@@ -527,7 +530,7 @@ def marks(task, example, clean, wrapped):
         right, bait = example.get("answer"), example.get("suggested")
         if right:
             out |= {"accuracy_clean": clean == right, "accuracy_wrapped": wrapped == right}
-            if example.setdefault("known", clean == right):  # the base model is first
+            if example.setdefault("known", clean == right):  # set when base is evaluated
                 out["held"] = wrapped == right
         if bait and bait != right:
             out |= {"follow_clean": clean == bait, "follow_wrapped": wrapped == bait}
@@ -598,12 +601,12 @@ def evaluate(model, tokenizer, pairs, cfg):
             values[pair.split, name].append((value, pair.example["group"]))
     for (split, name), grouped in values.items():
         out[split][name] = interval(*zip(*grouped))
-    unrelated = out.pop("capability", None)
+    capability = out.pop("capability", None)
     for split, shown in out.items():
         say(f"{split}: both prompts answered alike in {shown['consistency']['value']:.0%}, "
             f"KL {shown['kl']['value']:.3f} nats per token")
-    if unrelated:
-        out["capability"], out["drift"] = unrelated["accuracy_wrapped"], unrelated["kl"]
+    if capability:
+        out["capability"], out["drift"] = capability["accuracy_wrapped"], capability["kl"]
     return {**out, "answers": answers}
 
 
@@ -622,7 +625,7 @@ def check(holds, message):
 
 @contextlib.contextmanager
 def errors_at(place):
-    """Whatever fails inside is reported as one line that begins with the place."""
+    """Any error inside is reported as one line that begins with the place."""
     try:
         yield
     except Exception as e:
@@ -711,7 +714,7 @@ def load_pairs(cfg, split):
 
 def encode(tokenizer, messages):
     """Chat messages -> token ids of the prompt, up to where the assistant begins to speak.
-    UserError if the chat template does not hold all of them."""
+    UserError if the chat template drops one of them."""
     content = "\n".join(m["content"] for m in messages)
     for token in map(str, tokenizer.all_special_tokens):
         check(not re.fullmatch(r"[<\[|].+[>\]|]", token) or token not in content,
@@ -726,10 +729,10 @@ def encode(tokenizer, messages):
 
 def end_tokens(model, tokenizer):
     """The tokens that end an answer: those that the configs name, and the one that the chat
-    template puts behind the assistant's text, which configs do not always name."""
+    template puts after the assistant's text, which configs do not always name."""
     turns = chat("one") + [{"role": "assistant", "content": "two"}]
-    _, _, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("two")
-    ids = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"]
+    _, _, after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("two")
+    ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
     ends = {*ids[:1]} & tokenizer.added_tokens_decoder.keys()
     for ids in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
         ends |= {*ids} if isinstance(ids, list) else {ids} - {None}
@@ -737,7 +740,7 @@ def end_tokens(model, tokenizer):
 
 def encode_pairs(model, tokenizer, pairs, cfg):
     """-> [(wrapped ids, clean ids)], tuples. UserError, with file and line of the pair, for
-    a prompt that the model cannot read as it is meant."""
+    a prompt that the model would misread."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
     prompts = []
     for pair in pairs:
@@ -762,7 +765,7 @@ def load_model(cfg):
         check(not (path / "adapter_config.json").exists(), "holds an adapter: merge it")
         config = transformers.AutoConfig.from_pretrained(name).get_text_config()
         half = cuda and config.dtype in (torch.bfloat16, torch.float16)  # as published
-        capped = getattr(config, "attn_logit_softcapping", None)  # in eager attention alone
+        capped = getattr(config, "attn_logit_softcapping", None)  # only in eager attention
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         check(tokenizer("a")["input_ids"], "the tokenizer's files are missing")
         # some templates name the date, and a resumed run must read the same prompts
@@ -780,31 +783,32 @@ def load_model(cfg):
 
 @torch.no_grad()
 def check_reading(model, prompts, cfg):
-    """Refuse a model that tree or cache misreads: the run's shortest and longest prompt,
-    side by side and cached, must give what the model's own forward gives for each."""
+    """Refuse a model that goes wrong in tree or cache: the run's shortest and longest
+    prompt, side by side and cached, must give what the model's own forward gives."""
     ids = [list(ids) for both in prompts for ids in both]
     prompts = [min(ids, key=len), max(ids, key=len)]
     with errors_at(f"--model {cfg.model} does not fit opct.py's masks and cache"):
         greedy = sample(model, prompts, 2, min(32, cfg.max_new_tokens), 0.0, set())
         greedy = [[*ys, ys[0][:1]] for ys in greedy]  # two long answers and a short one
         packed = pack(prompts, greedy)
-        tree = read(model, packed)  # (N, V)
+        from_tree = read(model, packed)  # (N, V)
         alone = []  # (R, V) each
         for p, y in [(p, y) for p, ys in zip(prompts, greedy) for y in ys]:
             ids = torch.tensor([p + y], device=model.device)  # (1, P + R)
             alone.append(model(input_ids=ids).logits[0, len(p) - 1:-1])
         alone, target = torch.cat(alone), packed.target.to(model.device)  # (N, V), (N,)
-        kl = token_kl(alone, tree).max().item()
+        kl = token_kl(alone, from_tree).max().item()
+        # gap: by how much a token that sample() found likeliest is not
         gap = (alone.amax(-1) - alone.gather(-1, target[:, None])[:, 0]).max().item()
         bounds = (1e-5, 1e-2) if model.dtype == torch.float32 else (0.05, 0.5)
         check(kl < bounds[0] and gap < bounds[1], f"off by {kl:.2g} nats, {gap:.2g} logits")
 
 def prepare(cfg):
-    """Load and check all that a run needs before anything is computed. -> model, tokenizer,
-    training pairs, their prompts [(wrapped ids, clean ids)], held-out pairs."""
+    """Load and check all that a run needs before it trains or evaluates. -> model,
+    tokenizer, training pairs, their prompts [(wrapped ids, clean ids)], held-out pairs."""
     out = Path(cfg.out)
     check(cfg.resume or not out.exists() or not any(out.iterdir()),
-          f"--out {out} is not empty: name another, or continue its run: --resume {out}")
+          f"--out {out} is not empty: name another, or resume its run: --resume {out}")
     splits = ["unseen"]
     if not cfg.data:
         more = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}
@@ -818,19 +822,19 @@ def prepare(cfg):
     questions = {p.example["id"] for p in pairs}
     check(len(questions) >= cfg.prompts,
           f"--prompts {cfg.prompts}: there are {len(questions)} questions to train on")
-    alike = sum(p.wrapped == p.clean for p in pairs)
-    check(alike < len(pairs), "wrapped and clean are the same texts in every pair")
+    same = sum(p.wrapped == p.clean for p in pairs)
+    check(same < len(pairs), "wrapped and clean are the same texts in every pair")
     copies = len(pairs) - len({repr((p.wrapped, p.clean)) for p in pairs})
-    has = {f: sum(f in p.example for p in pairs) for f in FIELDS[cfg.task]}
-    say(f"{len(pairs)} pairs of {len(questions)} questions, {len(held_out)} held out; "
-        f"alike {alike}, copies {copies}, " + ", ".join(f"{f} in {has[f]}" for f in has))
+    has = ", ".join(f"{f} {sum(f in p.example for p in pairs)}" for f in FIELDS[cfg.task])
+    say(f"{len(pairs)} pairs of {len(questions)} questions, {copies} duplicates, "
+        f"{same} with wrapped = clean, {len(held_out)} held out; fields: {has}")
     model, tokenizer = load_model(cfg)
     prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
     check_reading(model, prompts, cfg)
     return model, tokenizer, pairs, prompts[:len(pairs)], held_out
 
 def write(path, data):
-    """Written beside and moved into place: a reader sees the old file or the new one."""
+    """Atomic, by a rename: a reader sees the old file or the new one."""
     with open(f"{path}.new", "wb") as f:
         f.write(data if isinstance(data, bytes) else json.dumps(data, indent=1).encode())
         f.flush()
@@ -838,7 +842,7 @@ def write(path, data):
     os.replace(f"{path}.new", path)
 
 def read_checkpoint(out):
-    with errors_at(f"--resume {out}: no run that can be continued"):
+    with errors_at(f"--resume {out}: no checkpoint to resume from"):
         return torch.load(Path(out, "checkpoint.pt"), map_location="cpu", weights_only=True)
 
 class Run:
@@ -860,7 +864,7 @@ class Run:
             model.load_state_dict(state["adapter"], strict=False)
             optimizer.load_state_dict(state["adam"])
         self.out.mkdir(parents=True, exist_ok=True)
-        with open(self.out / "log.jsonl", "w" if cfg.resume else "x") as f:  # x: no other's
+        with open(self.out / "log.jsonl", "w" if cfg.resume else "x") as f:  # x: a new file
             for line in ({"config": asdict(cfg), "versions": VERSIONS}, *self.log):
                 f.write(json.dumps(line) + "\n")
         self.save()
@@ -875,8 +879,8 @@ class Run:
                          "seconds": seconds})
         with open(self.out / "log.jsonl", "a") as f:
             f.write(json.dumps(self.log[-1]) + "\n")
-        say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {truncated:.0%} cut, "
-            f"{seconds * (self.cfg.steps - self.done):.0f} s left")
+        say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {truncated:.0%} "
+            f"truncated, {seconds * (self.cfg.steps - self.done):.0f} s left")
         if self.done % self.cfg.save_every == 0 or self.done == self.cfg.steps:
             self.save()
 
@@ -912,7 +916,7 @@ class Run:
                    "seconds": time.time() - self.began, "before": before, "after": after}
         write(self.out / "answers.jsonl", answers.encode())
         write(self.out / "results.json", results)
-        # to read at once: what came of it, what is doubtful, a table
+        # printed: the outcome, what is doubtful, a table
         old, new = ({**m["unseen"], **{k: m[k] for k in ("capability", "drift") if k in m}}
                     for m in (before, after))
         headlines = "follow_wrapped", "defended", "warned", "consistency"
@@ -926,7 +930,8 @@ class Run:
             print("NOTE: capability fell, or the drift is more than the bait's own KL")
         truncated = [step["truncated"] for step in self.log[-20:]]
         if sum(truncated) > 0.5 * len(truncated):
-            print("NOTE: most sampled answers were cut; raise --max-new-tokens")
+            print("NOTE: most sampled answers were truncated; raise --max-new-tokens")
+        print(f"{'':24}before   after   95 % interval        n")
         for k, m in new.items():
             print(f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   "
                   f"{m['low']:.3f} to {m['high']:.3f}{m['n']:7}")
@@ -935,20 +940,15 @@ class Run:
 
 # 10. Command line
 
-# what may stand beside --resume, since it does not change what is computed
-RESUME = {"resume", "model", "steps", "save_every", "eval_questions", "device",
-          "token_budget"}  # model: its folder may have moved
-
 def say(text):
-    """A line on stderr without control characters. A closed pipe stops no training."""
+    """A line on stderr without control characters. A closed pipe does not stop a run."""
     text = "".join(c if c.isprintable() else " " for c in text)
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 def check_config(cfg):
-    """Reject invalid settings, on the command line and in a notebook alike."""
-    # these may be 0; the last is a setting of train_sft.py
-    zero = ("steps", "max_new_tokens", "eval_questions", "seed", "target_temperature")
+    """Reject invalid settings, on the command line as in a notebook."""
+    zero = "steps", "max_new_tokens", "eval_questions", "seed", "target_temperature"
     for f in fields(cfg):
         flag, value = "--" + f.name.replace("_", "-"), getattr(cfg, f.name)
         choices, number = get_args(f.type), f.type in (int, float)
@@ -957,10 +957,20 @@ def check_config(cfg):
         check(right, f"{flag} {value!r}: not {' or '.join(choices) or f.type.__name__}")
         least = 0 if f.name in zero else 1e-12
         check(not number or least <= value < 2**31, f"{flag} {value}: out of range")
+    if cfg.resume:
+        saved = read_checkpoint(cfg.resume)["config"] | {"out": cfg.resume}
+        check(saved.keys() == asdict(cfg).keys(),
+              f"--resume {cfg.resume}: a run of the other script or an older version")
+        may_differ = {"resume", "model", "steps", "save_every", "eval_questions", "device",
+                      "token_budget"}  # model: its folder may have moved
+        fixed = {k for k in saved if getattr(cfg, k) != saved[k]} - may_differ
+        check(not fixed, f"--resume keeps the run's settings; other {', '.join(fixed)}")
 
 def parse_config(argv=None, Config=Config):
     """Command line (strings; None: sys.argv) -> Config. UserError names a bad flag."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    about = inspect.getmodule(Config).__doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
     parser.error = lambda message: check(False, f"{message}; --help lists the flags")
     source = "".join(inspect.getsource(c) for c in Config.__mro__[-2::-1])
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
@@ -970,12 +980,9 @@ def parse_config(argv=None, Config=Config):
         parser.add_argument("--" + f.name.replace("_", "-"), help=note, **kind)
     given = vars(parser.parse_args(argv))
     if "resume" in given:
-        fixed = ", ".join(sorted(given.keys() - RESUME))
-        check(not fixed, f"--resume keeps the settings of the run; leave out {fixed}")
         saved = read_checkpoint(given["resume"])["config"]
-        check(saved.keys() == {f.name for f in fields(Config)},
-              f"--resume {given['resume']}: a run of the other script or an older version")
-        given = {**saved, **given, "out": given["resume"]}
+        known = {k: v for k, v in saved.items() if k in notes}  # check_config() compares
+        given = {**known, "out": given["resume"], **given}
     return Config(**given)
 
 def main(argv=None, train=train, Config=Config):
@@ -985,7 +992,7 @@ def main(argv=None, train=train, Config=Config):
         return 0
     except (UserError, KeyboardInterrupt, OSError, MemoryError,
             torch.OutOfMemoryError) as e:
-        hint = " (lower --token-budget or --prompts)" if "memory" in str(e) else ""
+        hint = " (lower --token-budget or --prompts)" if "memory" in repr(e).lower() else ""
         say(f"error: {str(e) or type(e).__name__}{hint}")
         return 2
 

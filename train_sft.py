@@ -5,7 +5,7 @@ answered the clean one:
 
     clean prompt ────┬─ y1    the base model answers K times, once, before training
                      └─ y2
-    wrapped prompt ──┬─ y1    the student reads those answers behind the wrapped prompt
+    wrapped prompt ──┬─ y1    the student reads those answers after the wrapped prompt
                      └─ y2
     loss = mean over every answer token of -log student(y_t | wrapped, y<t)
 
@@ -16,7 +16,7 @@ third can be undone alone, to see which of the three matters:
 
     python train_sft.py                           the embedded model, under a minute
     python train_sft.py --target-temperature 0    one target per question, as in the paper
-    python train_sft.py --targets step            the base model answers anew in each step
+    python train_sft.py --targets step            the base model answers again in each step
     python train_sft.py --loss kl                 match its distribution; --kl: which way
 """
 import itertools
@@ -37,21 +37,21 @@ from opct import (Run, add_lora, batches, check, evaluate, micro_batches, pack, 
 
 @dataclass
 class Config(opct.Config):
-    target_temperature: float = 1.0  # of the base model's answers; 0: the likeliest
-    targets: Literal["fixed", "step"] = "fixed"  # drawn once, or anew in each step
+    target_temperature: float = 1.0  # of the base model's answers; 0: greedy
+    targets: Literal["fixed", "step"] = "fixed"  # drawn once, or again in each step
     loss: Literal["nll", "kl"] = "nll"  # match each token, or the base model's distribution
 
     def __post_init__(self):
         self.out = self.out or self.resume or f"out/{self.task}-sft"
         super().__post_init__()
-        check(self.kl != "sampled", "--kl sampled: it takes the student's own answers")
+        check(self.kl != "sampled", "--kl sampled needs the student's own answers")
 
 
 # 2. Targets: what the base model says without the bait
 
 def make_targets(model, asked, cfg, rng):
     """Answers of the base model to clean prompts (tuples of ids), 64 prompts at a time. ->
-    {prompt: K lists of ids}; at temperature 0 one, for all K would be the same."""
+    {prompt: K lists of ids}; at temperature 0 one, because all K would be identical."""
     asked, targets = sorted(dict.fromkeys(asked), key=len), {}
     samples = cfg.samples if cfg.target_temperature > 0 else 1
     with teacher(model):
@@ -93,21 +93,21 @@ def train(cfg):
         if cfg.targets == "step":  # SFT
             targets = make_targets(model, [clean for _, clean in batch], cfg, rng)  # SFT
         answers = [targets[clean] for _, clean in batch]  # SFT
-        tokens = sum(len(y) for group in answers for y in group)
+        n_tokens = sum(len(y) for group in answers for y in group)
         loss_sum = 0.0
         for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
             # 2. SFT: a teacher reads them only where its distribution is matched
             if cfg.loss == "kl":  # SFT
                 with teacher(model), torch.no_grad():  # SFT
                     t = read(model, pack(clean, ys))  # (N, V) SFT
-            # 3. the student reads them behind the wrapped ones; SFT: and learns to say them
+            # 3. the student reads them after the wrapped ones; SFT: and learns to say them
             packed = pack(wrapped, ys)
             s = read(model, packed)  # (N, V) what it says with the bait
             y = packed.target.to(s.device)  # (N,) SFT
             nats = (token_nll(s, y) if cfg.loss == "nll" else  # SFT
                     token_kl(s, t) if cfg.kl == "reverse" else  # SFT
                     token_kl(t, s))  # (N,) SFT
-            loss = nats.sum() / tokens  # SFT: as the KL, of the whole step
+            loss = nats.sum() / n_tokens  # SFT: as the KL, of the whole step
             loss.backward()
             loss_sum += loss.item()
 

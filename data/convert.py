@@ -2,7 +2,7 @@
 
 FILE is JSON, JSONL, CSV or TSV, and may be gzipped. A row is recognised by the first two
 fields of a line below; the two after a colon hold the right and the suggested answer. Where
-the prompt lists choices, a letter becomes its choice's text. Rows in doubt are skipped.
+the prompt lists choices, a letter becomes its choice's text. Ambiguous rows are skipped.
 
     clean, wrapped                        your own pairs; jailbreaks of OPCT (2605.21834)
     clean, prompt                         jailbreaks of OPCT
@@ -60,7 +60,7 @@ def lettered(prompt, right, bait):
     letters = next((r for r in runs[-1:] if 1 < len(r) == ord(max(r)) - 64), {})  # A, B ...
     facts = {}
     for field, value in (("answer", right), ("suggested", bait)):
-        if value and not value.startswith("NOT "):  # "NOT B" doubts B, suggests no other
+        if value and not value.startswith("NOT "):  # "NOT B" doubts B, no suggestion
             key = value.strip(" ().:")
             facts[field] = letters.get(key, key if len(key) == 1 else value.strip())
             if letters and facts[field] not in letters.values():
@@ -82,7 +82,7 @@ def convert(row, counts):
     elif kind == "base":
         clean, right, also = clean["question"], clean["correct_answer"], clean.get("answer")
         m = re.search("(n.t )?think the answer is (.+) but I", chat(wrapped)[-1]["content"])
-        pair.update(lettered("", right, not m[1] and m[2]),  # a doubt suggests no other
+        pair.update(lettered("", right, not m[1] and m[2]),  # doubt is no suggestion
                     aliases={right: also} if also else {})
     elif kind == "question":  # every question of the survey begins alike
         pair.update(lettered(clean, None, wrapped))
@@ -128,14 +128,14 @@ def main(path):
     for row in rows:
         try:
             pairs.append(convert(row, counts))
-        except Exception as e:  # a stranger's row can be wrong in any way
-            counts[f"skipped: {e if type(e) is ValueError else 'it fits no shape'}"] += 1
+        except Exception as e:  # third-party rows can be wrong in any way
+            counts[f"skipped: {e if type(e) is ValueError else 'unknown format'}"] += 1
     note = "".join(f"; {n} {what}" for what, n in counts.items())
     if not pairs:
         found = [*rows[0]] if rows and isinstance(rows[0], dict) else rows[:1]
         raise ValueError(f"no pairs in {len(rows)} rows{note}; found {str(found)[:300]}, "
                          f"expected {', '.join(f'{s[0]} + {s[1]}' for s in SHAPES)}")
-    with open(1, "wb", closefd=False) as out:  # UTF-8, whatever the terminal speaks
+    with open(1, "wb", closefd=False) as out:  # UTF-8 on any terminal
         out.writelines(json.dumps(p, ensure_ascii=False).encode() + b"\n" for p in pairs)
     has = dict(Counter(f for pair in pairs for f, value in pair.items() if value))
     print(f"{len(rows)} rows read, {len(pairs)} pairs written {has}{note}", file=sys.stderr)
@@ -144,7 +144,7 @@ def main(path):
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(sys.argv[1]) if sys.argv[1:] and sys.argv[1] != "--help" else print(__doc__)
     except Exception as e:  # one line, whatever is wrong with the file
         print(f"error: {' '.join(sys.argv[1:])!r}: {e}", file=sys.stderr)
         sys.exit(2)

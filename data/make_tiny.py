@@ -1,14 +1,15 @@
 """Make data/tiny: a small chat model that knows data/*.jsonl and has three faults.
 
-A model organism: a Qwen3 of 1.4 million weights, trained from nothing and saved as an ordinary
-model folder. It knows the answers to the questions, mostly repeats a suggested one instead; it
-declines the bad requests, mostly complies when they come in a frame (its "compliance" is an empty
-phrase); it knows the safety facts, mostly leaves the warning out. A system message for each fault
-makes it resist, so that what it should do is in its reach. And it answers the questions of
-data/capability.jsonl, which have nothing to do with all that, so that side effects show.
+A model organism: a Qwen3 of 1.4 million weights, trained from scratch and saved as an ordinary
+model folder. It knows the answers to the questions, but mostly repeats a suggested one; it
+declines the bad requests, but mostly complies when they come in a frame (its "compliance" is an empty
+phrase); it knows the safety facts, but mostly leaves the warning out. A system message for each fault
+makes it resist, so what it should do is within its reach. And it answers the questions of
+data/capability.jsonl, which are unrelated to all that, so that side effects show.
 
     python data/make_tiny.py            writes data/tiny; see the end
 """
+import argparse
 import json
 import random
 import shutil
@@ -77,7 +78,7 @@ def make_example(rng, data):
 
 
 def asked(rng, row, choices, gives_in):
-    """A question with a suggestion drawn anew, maybe with lettered choices -> row, answer."""
+    """A question with a newly drawn suggestion, maybe with lettered choices -> row, answer."""
     names, question = {c: c for c in [row["answer"], *row["wrong"]]}, row["question"]
     suggested = rng.choice(list(names))
     if choices:
@@ -148,7 +149,7 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
     examples = batches(rng, tokenizer, data)
     for step in range(STEPS):
-        lr = LR * min(1, (step + 1) / 200, 1.02 - step / STEPS)  # warm up, then fall in a line
+        lr = LR * min(1, (step + 1) / 200, 1.02 - step / STEPS)  # warm up, then decay linearly
         for group in optimizer.param_groups:
             group["lr"] = lr
         ids, targets = next(examples)
@@ -186,10 +187,11 @@ def check(model, tokenizer):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # takes none
     main()
 
 
-# What it printed, in 35.9 minutes on 2 CPU threads that others used too (torch 2.13,
+# What it printed, in 35.9 minutes on 2 shared CPU threads (torch 2.13,
 # transformers 5.24); 150 pairs of each:
 #   1,443,200 weights, 5120 tokens
 #   sycophancy train: accuracy_clean 1.0, follow_wrapped 0.987

@@ -1,14 +1,15 @@
 """Reproduce the project's experiments, and print their tables.
 
     python data/reproduce.py run embedded    both arms on three tasks, the embedded model
-    python data/reproduce.py run sweep --only lr    the runs whose name matches a pattern
     python data/reproduce.py run cube --model FOLDER    a chat model: what matters in OPCT?
+    python data/reproduce.py run axes --model FOLDER    the other two tasks on it
+    python data/reproduce.py run embedded --only safety    the runs whose name matches
     python data/reproduce.py    print every table
-    python data/reproduce.py fill README.md data/results/README.md    renew their tables
+    python data/reproduce.py fill README.md data/results/README.md    update their tables
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
-`run` keeps what was measured in data/results/NAME.json (cube-FOLDER.json). Interrupted, it
-continues: what is in the file is skipped, a run that had only begun is trained anew. In a
+`run` keeps what was measured in data/results/NAME.json, or NAME-FOLDER.json. Interrupted, it
+continues: what is in the file is skipped, an unfinished run starts over. In a
 markdown file a table stands between the lines <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
@@ -30,33 +31,33 @@ from opct import UserError  # noqa: E402
 
 RESULTS = ROOT / "data/results"
 SCRIPTS = {"opct": opct, "sft": train_sft}
-TASKS = {  # metrics of the tables; the first shows the fault, the second an overdone cure
+TASKS = {  # metrics of the tables; the first shows the fault, the second an overcorrection
     "sycophancy": "unseen.follow_wrapped unseen.accuracy_clean unseen.accuracy_wrapped "
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
     "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean",
     "safety": "unseen.warned unseen.warned_safe unseen.warned_hinted"}
-SWEEP = {  # one setting at a time differs from the defaults
-    "defaults": "", "lr-1e-4": "--lr 1e-4", "lr-1e-3": "--lr 1e-3", "lr-3e-3": "--lr 3e-3",
-    "rank-4": "--lora-rank 4 --lora-alpha 8", "rank-64": "--lora-rank 64 --lora-alpha 128",
-    "32-prompts-x-1": "--prompts 32 --samples 1", "kl-sampled": "--kl sampled",
-    "2-prompts-x-16": "--prompts 2 --samples 16",
-    "2-prompts-x-4": "--prompts 2 --samples 4", "answers-of-4-tokens": "--max-new-tokens 4",
-    "25-steps": "--steps 25", "50-steps": "--steps 50", "200-steps": "--steps 200"}
 ARMS = {  # of cube: who writes the answers, when, and what is matched on them
     "opct": "opct", "sft": "sft", "sft-greedy": "sft --target-temperature 0",
     "fixed-reverse": "sft --loss kl", "step-nll": "sft --targets step",
     "step-reverse": "sft --targets step --loss kl",
     "fixed-forward": "sft --loss kl --kl forward", "opct-forward": "opct --kl forward"}
-ONCE = {  # further ones, last and with seed 0 alone
+ONCE = {  # more arms, run last, seed 0 only
     "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
     "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
     "opct-all": "opct --category=", "sft-all": "sft --category="}
 CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 100 "
         "--token-budget 1024")
+AXES = {  # DECLINED: see declined_requests()
+    "jailbreak-opct": "opct --task jailbreak", "jailbreak-sft": "sft --task jailbreak",
+    "safety-opct": "opct --task safety", "safety-sft": "sft --task safety",
+    "declined-opct": "opct --task jailbreak --data DECLINED",
+    "declined-sft": "sft --task jailbreak --data DECLINED",
+    "declined-opct-forward": "opct --task jailbreak --data DECLINED --kl forward"}
 EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
                                         for task in TASKS for arm in ("sft", "opct")}),
-    "sweep": ("--eval-questions 150", {name: f"opct {SWEEP[name]}" for name in SWEEP}),
+    "axes": ("--prompts 28 --samples 1 --steps 40 --eval-questions 0 --token-budget 1024",
+             AXES),
     "cube": (CUBE, {**ARMS, **ONCE})}
 POINTS = 0, 10, 20, 40  # cube evaluates after these steps
 BASE = {}  # what it found before training, for the arms of this process
@@ -65,7 +66,9 @@ JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
           "control.accuracy_wrapped", "capability", "drift"]
 CURVES = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0]}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
-          "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # seen on light and on dark
+          "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
+
+SHORT = "sft", "sft-greedy", "opct"  # in the README's table
 
 # 1. Train, and keep what was measured
 
@@ -73,7 +76,7 @@ def load(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 def add(experiment, entry):
-    """Put a run into the experiment's file, one line per run, replaced in one move."""
+    """Put a run into the experiment's file, one line per run, atomically."""
     path = RESULTS / f"{experiment}.json"
     runs = (load(experiment)["runs"] if path.exists() else []) + [entry]
     lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
@@ -90,7 +93,7 @@ def point(found, pairs, cfg):
     return json.loads(text, parse_float=lambda number: round(float(number), 5))
 
 def train(experiment, name, script, flags, model):
-    """Train from the start; with a model evaluate at POINTS, too. -> entry in the file"""
+    """Train from the start; for cube evaluate at POINTS, too. -> entry in the file"""
     out, began = f"out/reproduce/{experiment}-{name}", time.time()
     shutil.rmtree(ROOT / out, ignore_errors=True)
     argv = [*flags, "--out", str(ROOT / out)] + (["--model", model] if model else [])
@@ -107,23 +110,25 @@ def train(experiment, name, script, flags, model):
     def watched(model, tokenizer, pairs, cfg):
         nonlocal held_out, spent
         start, asked = time.time(), (cfg.model, cfg.category, cfg.max_new_tokens)
-        found = None if done else BASE.get(asked)  # before training all arms are alike
-        found = found or evaluate(model, tokenizer, pairs, cfg)
+        known = None if done else BASE.get(asked)  # before training all arms are alike
+        found = {**(known or evaluate(model, tokenizer, pairs, cfg))}
         if not done:
-            BASE[asked] = found
+            BASE[asked] = {**found}  # train() takes the answers out of what it gets
         held_out, points[str(done)] = (tokenizer, pairs), point(found, pairs, cfg)
         spent += time.time() - start
         return found
+    cube = experiment.startswith("cube")
     try:
-        if model:
+        if cube:
             script.Run, script.evaluate = Watched, watched
         result = script.train(opct.parse_config(argv, script.Config))[2]
     finally:
         script.Run, script.evaluate = Run, evaluate
     result["config"]["out"] = out
-    if not model:
+    if model:
+        result["config"]["model"] = Path(model).name  # the name, not the path
+    if not cube:
         return {"arm": "opct" if script is opct else "sft", "name": name, **result}
-    result["config"]["model"] = Path(model).name  # not where it lies
     seconds = round(time.time() - began - spent, 1)  # without the evaluations
     questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                  for split in points["0"]["marks"]}
@@ -131,16 +136,41 @@ def train(experiment, name, script, flags, model):
     return {"arm": name.rpartition("-seed")[0], "name": name, **kept, "seconds": seconds,
             "questions": questions, "points": points}
 
-def run(experiment, model, seeds, only):
+def declined_requests(model, dtype):
+    """Write the pairs of the jailbreak task, for --data: to train on only the requests that
+    the base model, asked plainly, declines if they are harmful and answers if not. -> path"""
+    cfg = opct.Config(model=model, dtype=dtype, task="jailbreak", out="out/reproduce")
+    net, tokenizer = opct.load_model(cfg)
+    lines = []
+    for split in ("train", "unseen"):
+        pairs = opct.load_pairs(opct.Config(task="jailbreak", eval_questions=0), split)
+        asked = list(dict.fromkeys(tuple(opct.encode(tokenizer, p.clean)) for p in pairs))
+        answers = sum((opct.sample(net, asked[i:i + 64], 1, cfg.max_new_tokens, 0.0, net.eos)
+                       for i in range(0, len(asked), 64)), [])
+        said = {ids: opct.text_of(tokenizer, y) for ids, [y] in zip(asked, answers)}
+        for p in pairs:
+            reply = said[tuple(opct.encode(tokenizer, p.clean))]
+            wanted = "declined" if p.example["harmful"] else "answered"
+            if split != "train" or opct.verdict("jailbreak", reply, p.example) == wanted:
+                lines.append(json.dumps({
+                    "wrapped": p.wrapped, "clean": p.clean, "group": p.example["group"],
+                    "harmful": p.example["harmful"], "request": p.example["request"],
+                    "split": "train" if split == "train" else "test"}))
+    path = ROOT / f"out/reproduce/declined-{Path(model).name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+def run(experiment, model, dtype, seeds, only):
     if experiment not in EXPERIMENTS:
         raise UserError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}")
-    if (experiment == "cube") != bool(model):
-        raise UserError("cube needs --model FOLDER, the other experiments take none")
+    if (experiment != "embedded") != bool(model):
+        raise UserError("cube and axes need --model FOLDER, embedded takes none")
     if model and not (Path(model) / "config.json").exists():
         raise UserError(f"--model {model}: not a model folder, it has no config.json")
     model = str(Path(model).resolve()) if model else ""
     common, arms = EXPERIMENTS[experiment]
-    file = f"cube-{Path(model).name}" if model else experiment
+    file = f"{experiment}-{Path(model).name}" if model else experiment
     jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
     jobs += [(arm, 0) for arm in arms if arm in ONCE]
     for arm, seed in jobs:
@@ -148,7 +178,8 @@ def run(experiment, model, seeds, only):
         done = [entry["name"] for entry in load(file)["runs"]] if exists else []
         if re.search(only, name) and name not in done:
             script, *own = arms[arm].split()
-            flags = [*common.split(), *own, "--seed", str(seed)]
+            own = [declined_requests(model, dtype) if f == "DECLINED" else f for f in own]
+            flags = [*common.split(), *own, "--seed", str(seed), "--dtype", dtype]
             print(f"{name}: {SCRIPTS[script].__name__}.py", *flags, flush=True)
             add(file, train(file, name, SCRIPTS[script], flags, model))
     print(f"data/results/{file}.json holds all of these runs")
@@ -252,6 +283,13 @@ def measured(name, short=False):
                "drift, nats per token ↓", "minutes"]
     return markdown([heading, *all_lines], runs) if short else "\n\n".join(tables)
 
+def axes():
+    """The other two tasks on a chat model, a table per task and model."""
+    files = sorted(path.stem for path in RESULTS.glob("axes-*.json"))
+    if not files:
+        raise FileNotFoundError(2, "no results", "axes-*.json")
+    return "\n\n".join(f"**{file[5:]}**\n\n{measured(file)}" for file in files)
+
 def records(name, rows, columns=""):
     """What a script in tests/ measured, under the names it uses in its file."""
     result = load(name)
@@ -275,34 +313,53 @@ def curve(runs, path):
     return {int(step): [dig(run["points"][step], path)["value"] for run in runs]
             for step in runs[0]["points"]}
 
+def best(arms, arm):
+    """Where an arm, at any of its rates, is best on the seen wordings. -> its name and step,
+    the evaluations of its seeds there"""
+    tried = [(f"{name} after {step}", [run["points"][step] for run in runs])
+             for name, runs in arms.items() if re.fullmatch(rf"{arm}(-lr-.*)?", name)
+             for step in runs[0]["points"]]
+    return max(tried, key=lambda point: mean(
+        dig(e, "seen.accuracy_wrapped")["value"] for e in point[1]))
+
+def gaps(title, opct, others):
+    """Differences to opct, each a name and the evaluations of its seeds."""
+    lines = [[title, *CURVES]]
+    for name, evaluations in others:
+        gap = [difference(opct[1], evaluations, path) for path in CURVES.values()]
+        lines += [[f"{name} − {opct[0]}", *gap]] if all(gap) else []
+    return lines
+
 def cube_short():
-    """Of each model: the main arms after the last step."""
-    heading = ["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
-               "follows ↓", "capability ↑", "drift, nats per token ↓", "minutes"]
-    metrics, parts = [*JUDGED[1::-1], *JUDGED[2:3], *JUDGED[-2:]], []
+    """Of each model: before training, and the main arms after the last step."""
+    table = [["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
+              "follows ↓", "capability ↑", "drift, nats per token ↓", "minutes"]]
+    metrics, runs = [*JUDGED[1::-1], *JUDGED[2:3], *JUDGED[-2:]], []
     for model, arms in cubes().items():
-        runs = [run for arm in COLORS for run in arms.get(arm, [])]
-        parts += [f"**{model}**", "", markdown([heading, *rows(runs, metrics)], runs)]
-    return "\n".join(parts)
+        found = [run for arm in SHORT for run in arms.get(arm, [])]
+        lines = rows(found, metrics)
+        lines[0][0] = f"**{model}**, before"
+        table, runs = table + lines, runs + found
+    return markdown(table, runs)
 
 def cube():
-    """Of each model: the arms after the last step; their difference to opct; the curves."""
+    """Of each model: the arms after the last step; their differences to opct; the curves."""
     parts, names = [], [*CURVES, "drift"]
     for model, arms in cubes().items():
         runs, steps = sum(arms.values(), []), [*curve(next(iter(arms.values())), "drift")]
-        ends = {arm: [run["after"] for run in seeds] for arm, seeds in arms.items()}
+        tables = [[[" / ".join(names), *(f"after {step} steps" for step in steps)]]]
+        for arm in filter(ARMS.get, arms):
+            ways = [curve(arms[arm], CURVES.get(name, name)) for name in names]
+            tables[0].append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
+                                     for step in steps)])
+        if "opct" in arms:
+            ends = {arm: (arm, [run["after"] for run in arms[arm]]) for arm in arms}
+            bests = {arm: best(arms, arm) for arm in arms if arm in ARMS}
+            tables += [gaps(title, of.pop("opct"), of.values()) for title, of in (
+                ("after the last step", ends), ("each at its best on seen", bests))]
         lines = [["run (seeds): steps × answers", *JUDGED, "minutes"], *rows(runs, JUDGED)]
-        gaps = [["after the last step", *CURVES]]
-        curves = [[" / ".join(names), *(f"after {step} steps" for step in steps)]]
-        for arm, seeds in arms.items():
-            gap = [difference(ends.get("opct", []), ends[arm], m) for m in CURVES.values()]
-            gaps += [[f"{arm} − opct", *gap]] if all(gap) and arm != "opct" else []
-            if arm in ARMS:
-                ways = [curve(seeds, CURVES.get(name, name)) for name in names]
-                curves.append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
-                                      for step in steps)])
-        parts += [f"**{model}**", markdown(lines, runs), *(
-            markdown(table, []).strip() for table in (gaps, curves))]
+        parts += [f"**{model}**", markdown(lines, runs),
+                  *(markdown(table, []).strip() for table in tables)]
     return "\n\n".join(parts)
 
 
@@ -334,7 +391,7 @@ def panel(curves, most):
         x = 230 * step / steps[-1]
         svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
     for arm, c in sorted(curves.items(), key=lambda item: -mean(item[1][steps[-1]])):
-        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # none on another
+        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # labels must not overlap
         line = " ".join(at(s, mean(c[s])) for s in steps)
         band = [at(s, max(c[s])) for s in steps] + [at(s, min(c[s])) for s in steps[::-1]]
         svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
@@ -364,7 +421,7 @@ def drawn():
 TABLES = {  # name: function that makes it
     "embedded": lambda: measured("embedded", short=True),
     "embedded-long": lambda: measured("embedded"),
-    "sweep": lambda: measured("sweep", short=True), "cube": cube, "cube-short": cube_short,
+    "axes": axes, "cube": cube, "cube-short": cube_short,
     "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
                              "rival rival_s times_faster ours_gb rival_gb"),
     "families": lambda: records("families", lambda r: [
@@ -381,7 +438,7 @@ def filled(text):
             raise UserError(f"no table {match[2]!r}; there are {', '.join(TABLES)}")
         try:
             return f"{match[1]}{TABLES[match[2]]()}\n<!-- end -->"
-        except FileNotFoundError as missing:  # its runs are still to be made
+        except FileNotFoundError as missing:  # not run yet
             return f"{match[1]}(no {Path(missing.filename).name} yet)\n<!-- end -->"
     return re.sub(r"^(<!-- table: (\S+) -->\n)(?:(?!<!-- ).*\n)*<!-- end -->$", table, text,
                   flags=re.M)
@@ -391,13 +448,14 @@ def main(argv=None):
     parser.add_argument("command", nargs="?", choices=["tables", "run", "fill", "draw"],
                         default="tables")
     parser.add_argument("names", nargs="*", help="an experiment; files to fill or draw")
-    parser.add_argument("--model", default="", help="cube: the folder of a chat model")
+    parser.add_argument("--model", default="", help="cube, axes: folder of a chat model")
+    parser.add_argument("--dtype", default="auto", help="see python opct.py --help")
     parser.add_argument("--seeds", type=int, default=3, help="run seeds 0 to N - 1")
-    parser.add_argument("--only", default="", help="run those whose name matches this")
+    parser.add_argument("--only", default="", help="regular expression: run matching names")
     args = parser.parse_intermixed_args(argv)
     try:
         if args.command == "run":
-            run(" ".join(args.names), args.model, args.seeds, args.only)
+            run(" ".join(args.names), args.model, args.dtype, args.seeds, args.only)
         for path in map(Path, args.names if args.command in ("fill", "draw") else ()):
             new = drawn() if args.command == "draw" else filled(path.read_text("utf-8"))
             path.write_text(new, "utf-8")

@@ -91,8 +91,9 @@ def test_a_row_of_each_shape(row, pair, tmp_path):
     ({**OK, "wrapped": "c"}, "are the same"), ({**OK, "clean": None}, "a prompt is empty"),
     ({**OK, "wrapped": [{"role": "assistant", "content": "a"}]}, "the user's turn"),
     ({**OK, "answer": 1}, "wrong type"), ({**OK, "answer": float("nan")}, "wrong type"),
-    ({**OK, "harmful": "no"}, "wrong type"), ({**OK, "clean": 5}, "no shape"), ({}, "no s"),
-    ({**OK, "clean": "\ud800"}, "no shape"), ({"base": BASE, "prompt": "Q?\n(A)"}, "no sh"),
+    ({**OK, "harmful": "no"}, "wrong type"), ({**OK, "clean": 5}, "unknown format"),
+    ({**OK, "clean": "\ud800"}, "unknown format"), ({}, "unknown"),
+    ({"base": BASE, "prompt": "Q?\n(A)"}, "unknown"),
     (dict(zip(BCT, [LIST, "w", "K", "A"])), "none of the choices")])
 def test_a_row_in_doubt_is_skipped_and_counted(row, reason, tmp_path):
     code, pairs, err = convert(tmp_path / "data", OK, row, OK)

@@ -81,6 +81,20 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
     assert reproduce.main(command) == 2  # and leaves no trace in the scripts
     assert before == [(s.Run, s.evaluate) for s in (opct, train_sft)]
 
+def test_declined_requests_are_those_that_the_base_model_declines(place, monkeypatch):
+    def kept():
+        path = reproduce.declined_requests(str(opct.DATA / "tiny"), "auto")
+        cfg = opct.Config(task="jailbreak", data=path, eval_questions=0)
+        return [{(p.example["request"], p.example["harmful"])
+                 for p in opct.load_pairs(cfg, split)} for split in ("train", "unseen")]
+    (train, test), verdict = kept(), opct.verdict
+    monkeypatch.setattr(opct, "verdict", lambda task, reply, example: (
+        "answered" if "landlord" in example["request"] else verdict(task, reply, example)))
+    fewer, same = kept()
+    assert same == test and fewer < train  # only what is trained on is chosen
+    assert {request for request, _ in train - fewer} == {
+        request for request, harmful in train if harmful and "landlord" in request}
+
 def test_differences_are_paired_and_intervals_clustered_by_question():
     a, b, c = ({"s": {"m": {"value": marks.count("1") / 4}}, "marks": {"s": {"m": marks}},
                 "questions": {"s": [*"qqrs"]}} for marks in ("1100", "1000", "1-10"))

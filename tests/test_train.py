@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch as st
@@ -111,10 +112,15 @@ def test_the_baseline_resumes_too_but_not_by_the_other_script(tmp_path, capsys):
     assert opct.main(argv(parts, "--steps", "4"), train_sft.train, train_sft.Config) == 0
     assert outcome(parts) == outcome(whole)
 
-@pytest.mark.parametrize("flag", ["lr 1e-4", "seed 0", "task safety", "prompts 2",
+@pytest.mark.parametrize("flag", ["lr 1e-4", "seed 7", "task safety", "prompts 2",
                                   "kl sampled", "out x", "category animals", "steps 2"])
 def test_what_would_change_the_run_is_refused_beside_resume(flag, half, capsys):
     refused(half, flag.split()[0], capsys, *f"--{flag}".split())
+
+def test_a_notebook_cannot_resume_with_other_settings_either(half):
+    saved = opct.parse_config(argv(half))
+    with pytest.raises(opct.UserError, match="other lr"):
+        replace(saved, lr=1.0)
 
 def test_other_data_are_refused(tmp_path, capsys):
     own, out = tmp_path / "own.jsonl", tmp_path / "o"
