@@ -17,6 +17,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 import opct  # noqa: E402
+from configs import KINDS  # noqa: E402
 
 def pytest_addoption(parser):
     parser.addoption("--record", help="add the versions and the outcome to this file")
@@ -35,28 +36,6 @@ def pytest_sessionfinish(session):
             "failed": session.testsfailed, "seconds": round(time.time() - session.began)}]
         text = {"rows": rows, "versions": opct.VERSIONS}
         Path(path).write_text(json.dumps(text, indent=1) + "\n")
-
-SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-             eos_token_id=2, bos_token_id=1, pad_token_id=0)
-MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
-KINDS = {
-    "rotary": lambda: transformers.LlamaConfig(**SIZES),
-    "absolute": lambda: transformers.GPT2Config(
-        **SIZES, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
-    "sliding": lambda: transformers.Qwen3Config(
-        **SIZES, head_dim=8, use_sliding_window=True, sliding_window=5, layer_types=MIXED),
-    "window": lambda: transformers.MistralConfig(**SIZES, sliding_window=5),
-    "capped": lambda: transformers.Gemma2Config(
-        **SIZES, head_dim=8, sliding_window=5, final_logit_softcapping=3.0,
-        attn_logit_softcapping=5.0, attn_implementation="eager"),
-    "scaled": lambda: transformers.GraniteConfig(**SIZES, logits_scaling=4.0),
-    "nested": lambda: transformers.Gemma3Config(  # its window stands in text_config
-        text_config={**SIZES, "head_dim": 8, "sliding_window": 5, "layer_types": MIXED},
-        vision_config=dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                           num_attention_heads=2, image_size=28, patch_size=14),
-        mm_tokens_per_image=4, image_token_index=96, boi_token_index=95, eoi_token_index=94)
-}
 
 def make_model(config, seed=0):
     """A random model of a config, or of one of the KINDS."""

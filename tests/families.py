@@ -11,76 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conftest import (KINDS, MIXED, SIZES, add_adapter, gen, make_model, prompt_of,
-                      read_alone)
+# first, for it sets what transformers reads from the environment
+from conftest import add_adapter, gen, make_model, prompt_of, read_alone
+from configs import FAMILIES, REFUSED
 
 import torch
-import transformers
 
 import opct
 
-FAMILIES = {
-    "Llama": KINDS["rotary"],
-    "Mistral": KINDS["window"],
-    "Qwen2": lambda: transformers.Qwen2Config(**SIZES),
-    "Qwen3": KINDS["sliding"],
-    "Qwen3-MoE": lambda: transformers.Qwen3MoeConfig(
-        **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-        norm_topk_prob=True),
-    "SmolLM3": lambda: transformers.SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1]),
-    "Gemma 2": KINDS["capped"],
-    "Gemma 3": lambda: transformers.Gemma3TextConfig(
-        **SIZES, head_dim=8, sliding_window=5, layer_types=MIXED,
-        final_logit_softcapping=3.0),
-    "Gemma 3, with images": KINDS["nested"],
-    "Phi-3": lambda: transformers.Phi3Config(**SIZES, sliding_window=5),
-    "OLMo 2": lambda: transformers.Olmo2Config(**SIZES),
-    "Granite": KINDS["scaled"],
-    "gpt-oss": lambda: transformers.GptOssConfig(
-        **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=5,
-        layer_types=MIXED),
-    "Cohere": lambda: transformers.CohereConfig(**SIZES, logit_scale=0.5),
-    "DeepSeek-V3": lambda: transformers.DeepseekV3Config(
-        **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=16, n_routed_experts=4,
-        num_experts_per_tok=2, n_group=2, topk_group=1, kv_lora_rank=16, q_lora_rank=16,
-        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1),
-    "Falcon": lambda: transformers.FalconConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        eos_token_id=2),
-}
-REFUSED = {  # they keep a state, see their text in pieces, or count places in the row
-    "Llama 4": lambda: transformers.Llama4TextConfig(
-        **{**SIZES, "num_hidden_layers": 4}, head_dim=8, intermediate_size_mlp=48,
-        num_local_experts=2, num_experts_per_tok=1, attention_chunk_size=5,
-        layer_types=["chunked_attention", "full_attention"] * 2),
-    "Mamba": lambda: transformers.MambaConfig(
-        vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=2,
-        bos_token_id=1, pad_token_id=0, use_mambapy=False),
-    "Qwen3-Next": lambda: transformers.Qwen3NextConfig(
-        **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-        shared_expert_intermediate_size=16, linear_num_value_heads=4,
-        linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
-        layer_types=["linear_attention", "full_attention", "linear_attention"]),
-    "Nemotron-H": lambda: transformers.NemotronHConfig(
-        **SIZES, head_dim=8, layers_block_type=["mamba", "attention", "mamba"],
-        mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=2, chunk_size=8),
-    "Falcon-H1": lambda: transformers.FalconH1Config(
-        **SIZES, head_dim=8, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8,
-        mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8),
-    "RecurrentGemma": lambda: transformers.RecurrentGemmaConfig(
-        **SIZES, lru_width=32, attention_window_size=5,
-        block_types=["recurrent", "recurrent", "attention"]),
-    "LFM2": lambda: transformers.Lfm2Config(
-        **SIZES, layer_types=["conv", "full_attention", "conv"], conv_L_cache=3),
-    "MPT": lambda: transformers.MptConfig(
-        vocab_size=97, d_model=32, n_heads=4, n_layers=2, max_seq_len=128),
-    "GPT-Neo": lambda: transformers.GPTNeoConfig(
-        vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48,
-        window_size=5, attention_types=[[["global", "local"], 1]]),
-    "GPT-2": KINDS["absolute"],
-    "T5": transformers.T5Config,
-    "ModernBERT": transformers.ModernBertConfig,
-}
 PROMPTS = [prompt_of(n, n) for n in (9, 4, 13)]
 
 

@@ -1,8 +1,8 @@
 """Section 3: student and teacher in one set of weights."""
 import pytest
 import torch
+from configs import FAMILIES
 from conftest import make_model, prompt_of
-from families import FAMILIES
 
 import opct
 

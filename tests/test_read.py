@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 import transformers
-from conftest import SIZES, gen, lines_of, make_model, prompt_of, read_alone
-from families import FAMILIES, REFUSED, checks, refusal, run_of
+from configs import FAMILIES, REFUSED, SIZES
+from conftest import gen, lines_of, make_model, prompt_of, read_alone
+from families import checks, refusal, run_of
 
 import opct
 
