@@ -1,9 +1,7 @@
 """Tiny random models of several kinds, and the slow way of doing what opct.py does fast."""
-import importlib.metadata
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,24 +16,6 @@ import transformers  # noqa: E402
 
 import opct  # noqa: E402
 from configs import KINDS  # noqa: E402
-
-def pytest_addoption(parser):
-    parser.addoption("--record", help="add the versions and the outcome to this file")
-
-def pytest_sessionstart(session):
-    session.began = time.time()
-
-def pytest_sessionfinish(session):
-    """data/results/versions.json: one row per set of versions, the newest outcome."""
-    if path := session.config.getoption("record"):
-        packages = "torch", "transformers", "tokenizers", "numpy", "pytest"
-        row = {name: importlib.metadata.version(name) for name in packages}
-        old = json.loads(Path(path).read_text())["rows"] if Path(path).exists() else []
-        rows = [r for r in old if {**r, **row} != r] + [{
-            "python": opct.VERSIONS["python"], **row, "tests": session.testscollected,
-            "failed": session.testsfailed, "seconds": round(time.time() - session.began)}]
-        text = {"rows": rows, "versions": opct.VERSIONS}
-        Path(path).write_text(json.dumps(text, indent=1) + "\n")
 
 def make_model(config, seed=0):
     """A random model of a config, or of one of the KINDS."""
