@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import gen, greedy_alone, lines_of, read_alone
+from conftest import add_adapter, gen, greedy_alone, lines_of, read_alone
 
 import opct
 import train_sft
@@ -84,8 +84,9 @@ def test_the_sampled_form_needs_the_student_s_own_answers():
 def test_targets_are_drawn_once_by_the_base_model_from_clean_prompts(tiny, runs, clean_of):
     def targets(asked, rng=None, **settings):
         cfg = train_sft.Config(**SHORT, **settings)
-        return train_sft.make_targets(tiny[0], asked, cfg, rng)
-    asked = [*clean_of.values()]
+        return train_sft.make_targets(model, asked, cfg, rng)
+    model, asked = opct.load_model(opct.Config())[0], [*clean_of.values()]
+    add_adapter(model)  # it is off while the targets are drawn
     drawn = targets(asked, gen(0))
     assert drawn.keys() == {*asked}
     for wrapped, answers in runs[train_sft][0]:  # the run has drawn the same ones, once

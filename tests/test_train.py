@@ -81,8 +81,6 @@ def test_the_adapter_is_peft_s_and_merging_it_gives_the_trained_model(run):
     with opct.teacher(model):
         assert (model(ids).logits - student).abs().max() > 0.1
 
-# ---- resume
-
 def argv(out, *more):
     return ["--resume", str(out), *more]
 
