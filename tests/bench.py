@@ -39,7 +39,6 @@ SHAPES = {  # as published in the models' config.json
         num_attention_heads=32, num_key_value_heads=8, head_dim=128,
         max_position_embeddings=40960, tie_word_embeddings=False)}
 
-
 # ---- the workload
 
 def make_model(folder, shape):
@@ -51,21 +50,17 @@ def make_model(folder, shape):
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(opct.DATA / "tiny").save_pretrained(folder)
 
-
 def load(args):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         args.model, dtype=getattr(torch, args.dtype)).to(args.device)
     return model.eval().requires_grad_(False)
 
-
 def random_tokens(args, seed, *shape):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(300, 4000, shape, generator=generator).tolist()
 
-
 def prompts(args):
     return random_tokens(args, 0, args.prompts, args.prompt_tokens)
-
 
 def timed(run, args):
     """Seconds of each run after one that warms up."""
@@ -78,7 +73,6 @@ def timed(run, args):
         seconds.append(time.perf_counter() - began)
     return seconds[1:]
 
-
 # ---- the sides: each in a process of its own -> seconds of its runs
 
 def sample_ours(args):
@@ -86,7 +80,6 @@ def sample_ours(args):
     rng = torch.Generator(model.device)
     return timed(lambda: opct.sample(model, prompts(args), args.answers, args.new_tokens,
                                      1.0, {-1}, rng), args)
-
 
 def sample_generate(args):
     model, new = load(args), args.new_tokens
@@ -96,7 +89,6 @@ def sample_generate(args):
         return timed(lambda: model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, top_p=1.0,
             temperature=1.0, min_new_tokens=new, max_new_tokens=new, pad_token_id=0), args)
-
 
 def read_forward(args, backward=False):
     model = load(args)
@@ -111,10 +103,8 @@ def read_forward(args, backward=False):
                     logits.float().square().mean().backward()
     return timed(read, args)
 
-
 def read_backward(args):
     return read_forward(args, backward=True)
-
 
 def step_ours(args):
     """The loop of opct.train(), without its files."""
@@ -135,7 +125,6 @@ def step_ours(args):
         optimizer.step()
         optimizer.zero_grad()
     return timed(step, args)
-
 
 def step_trl(args):
     """The same by TRL: reverse KL over the whole vocabulary, the base model as teacher,
@@ -170,13 +159,11 @@ def step_trl(args):
                 r=16, lora_alpha=32, target_modules="all-linear")).train()
     return seconds[1:]
 
-
 def peak(args):
     """GB (1e9 bytes) that this process has held at most."""
     if args.device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
 
 # ---- what is compared
 
@@ -188,7 +175,6 @@ def apart(side, args):
     if done.returncode:
         raise SystemExit(f"{side.__name__} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-
 
 def row(part, tokens, args, ours, rival=None, name=""):
     """Measure one row of the table: median seconds and peak memory over rounds in turn."""
@@ -205,7 +191,6 @@ def row(part, tokens, args, ours, rival=None, name=""):
     return out if not rival else {**out, "rival_s": s[rival], "rival_gb": gb[rival],
                                   "times_faster": s[rival] / s[ours]}
 
-
 def measure(args, trl):
     """The rows of the table for one dtype."""
     generated = args.prompts * args.answers * args.new_tokens
@@ -215,7 +200,6 @@ def measure(args, trl):
     yield row("reading, forward and backward", read, args, read_backward)
     rival = (step_trl, "TRL SDFTTrainer") if trl else ()
     yield row("one training step", generated, args, step_ours, *rival)
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
@@ -250,7 +234,6 @@ def main():
                 print(json.dumps(line), flush=True)
                 if args.write:
                     Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
-
 
 if __name__ == "__main__":
     main()

@@ -21,11 +21,9 @@ import opct
 
 PROMPTS = [prompt_of(n, n) for n in (9, 4, 13)]
 
-
 def nats(ours, theirs):
     """The largest difference of log-probabilities."""
     return (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max().item()
-
 
 def sampled(model):
     """-> two answers to each of PROMPTS, the logits (N, V) that they were picked from"""
@@ -36,7 +34,6 @@ def sampled(model):
     finally:
         opct.pick = pick
     return answers, torch.stack(seen, 1).flatten(0, 1)
-
 
 def checks(family):
     """-> {check: largest difference}: of log-probabilities in sampling (cache, fork, ragged
@@ -60,7 +57,6 @@ def checks(family):
         out["adapter off"] = (model(input_ids=ids).logits - base).abs().max().item()
     return out
 
-
 def run_of(config, folder, tokenizer):
     """-> the settings of a short run on random weights, made in a folder."""
     config.get_text_config().vocab_size = len(tokenizer)
@@ -75,7 +71,6 @@ def run_of(config, folder, tokenizer):
                        out=str(folder / "out"), steps=2, prompts=2, samples=2,
                        max_new_tokens=6, eval_questions=2)
 
-
 def refusal(family, folder, tokenizer):
     """The line by which a run that is to train such a model refuses it."""
     cfg = run_of(REFUSED[family](), folder, tokenizer)
@@ -83,7 +78,6 @@ def refusal(family, folder, tokenizer):
         opct.train(cfg)
     except opct.UserError as e:
         return str(e).replace(cfg.model, "FOLDER")
-
 
 def main():
     parser = argparse.ArgumentParser()
@@ -97,7 +91,6 @@ def main():
     print(json.dumps(result, indent=1))
     if args.write:
         Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
-
 
 if __name__ == "__main__":
     sys.exit(main())

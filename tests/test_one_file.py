@@ -97,9 +97,8 @@ def test_the_method_ends_by_line_470_a_run_has_at_most_24_settings_and_data_3_sc
     assert len(opct.Config.__dataclass_fields__) <= 24 and len(DATA_SCRIPTS) <= 3
 
 def test_every_command_of_the_readme_is_understood():
-    block = README.split("<!-- commands -->")[1].split("<!-- end -->")[0]
-    commands = re.findall(r"python ((?:opct|train_sft)\.py[^\n#&`]*)", block)
-    assert any(command.startswith("opct.py") for command in commands)
+    commands = re.findall(r"^    .*python ((?:opct|train_sft)\.py[^\n#&`]*)", README, re.M)
+    assert len(commands) >= 3
     for command in commands:
         script, *flags = shlex.split(command)
         config = train_sft.Config if script == "train_sft.py" else opct.Config
@@ -113,6 +112,15 @@ def test_its_recipe_to_talk_to_the_result_runs(tmp_path, monkeypatch, capsys):
     exec("import contextlib" + recipe, {})
     last = capsys.readouterr().out.splitlines()[-2:]
     assert [line.split()[0] for line in last] == ["base", "trained"] and "is" in last[0]
+
+def test_its_recipe_to_bake_in_a_rule_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = README.split("```python\nimport json")[1].split("```")[0]
+    assert recipe.count('["How do I boil an egg?"]') == 1
+    exec(recipe.replace('["How do I boil an egg?"]', "map(str, range(20))"), {"json": json})
+    [pair, *more] = opct.load_pairs(opct.Config(data="pairs.jsonl"), "train")
+    assert pair.clean[1:] == pair.wrapped and pair.clean[0]["role"] == "system" and more
+    assert opct.main("--data pairs.jsonl --steps 1 --max-new-tokens 2".split()) == 0
 
 def test_the_readme_can_be_read_in_one_sitting_and_the_files_it_names_exist():
     assert len(README.splitlines()) <= 200
