@@ -113,14 +113,15 @@ def test_its_recipe_to_talk_to_the_result_runs(tmp_path, monkeypatch, capsys):
     last = capsys.readouterr().out.splitlines()[-2:]
     assert [line.split()[0] for line in last] == ["base", "trained"] and "is" in last[0]
 
-def test_its_recipe_to_bake_in_a_rule_runs(tmp_path, monkeypatch):
+def test_its_rows_of_data_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = README.split("```python\nimport json")[1].split("```")[0]
-    assert recipe.count('["How do I boil an egg?"]') == 1
-    exec(recipe.replace('["How do I boil an egg?"]', "map(str, range(20))"), {"json": json})
-    [pair, *more] = opct.load_pairs(opct.Config(data="pairs.jsonl"), "train")
-    assert pair.clean[1:] == pair.wrapped and pair.clean[0]["role"] == "system" and more
-    assert opct.main("--data pairs.jsonl --steps 1 --max-new-tokens 2".split()) == 0
+    rows = re.findall("```json\n(.*)\n```", README)
+    assert len(rows) == 2 and "system" in rows[1]
+    for n, row in enumerate(rows):
+        text = "\n".join(json.dumps({**json.loads(row), "group": str(k)}) for k in range(20))
+        (tmp_path / f"{n}.jsonl").write_text(text, encoding="utf-8")
+        flags = f"--data {n}.jsonl --out o{n} --prompts 1 --steps 1 --max-new-tokens 2"
+        assert opct.main(flags.split()) == 0
 
 def test_the_readme_can_be_read_in_one_sitting_and_the_files_it_names_exist():
     assert len(README.splitlines()) <= 200
