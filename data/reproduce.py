@@ -65,6 +65,7 @@ MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for ever
 JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
           "control.accuracy_wrapped", "capability", "drift"]
 CURVES = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0]}
+PANELS = {**CURVES, "capability": "capability"}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
           "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
 
@@ -344,12 +345,12 @@ def cube_short():
 
 def cube():
     """Of each model: the arms after the last step; their differences to opct; the curves."""
-    parts, names = [], [*CURVES, "drift"]
+    parts, names = [], [*PANELS, "drift"]
     for model, arms in cubes().items():
         runs, steps = sum(arms.values(), []), [*curve(next(iter(arms.values())), "drift")]
         tables = [[[" / ".join(names), *(f"after {step} steps" for step in steps)]]]
         for arm in filter(ARMS.get, arms):
-            ways = [curve(arms[arm], CURVES.get(name, name)) for name in names]
+            ways = [curve(arms[arm], PANELS.get(name, name)) for name in names]
             tables[0].append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
                                      for step in steps)])
         if "opct" in arms:
@@ -365,7 +366,7 @@ def cube():
 
 # 3. The picture
 
-SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 790 {height}" role="img"
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" role="img"
 font-family="sans-serif" font-size="13"><title>Right answers while training</title><style>
 text {{ fill: #24292f }} line {{ stroke: #d0d7de }} rect {{ fill: #ffffff }}
 @media (prefers-color-scheme: dark) {{
@@ -382,13 +383,13 @@ def panel(curves, most):
     svg, steps, label = [], [*next(iter(curves.values()))], -99
 
     def at(step, value):
-        return f"{230 * step / steps[-1]:.1f},{200 - 200 * value / most:.1f}"
+        return f"{160 * step / steps[-1]:.1f},{200 - 200 * value / most:.1f}"
     for tenth in range(round(10 * most) + 1):
         y = 200 - 20 * tenth / most
-        svg.append(f'<line x2="230" y1="{y:.1f}" y2="{y:.1f}"/>'
+        svg.append(f'<line x2="160" y1="{y:.1f}" y2="{y:.1f}"/>'
                    f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
     for step in steps:
-        x = 230 * step / steps[-1]
+        x = 160 * step / steps[-1]
         svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
     for arm, c in sorted(curves.items(), key=lambda item: -mean(item[1][steps[-1]])):
         label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # labels must not overlap
@@ -396,7 +397,7 @@ def panel(curves, most):
         band = [at(s, max(c[s])) for s in steps] + [at(s, min(c[s])) for s in steps[::-1]]
         svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
                 f'<polyline points="{line}"/>'
-                f'<text x="236" y="{label:.1f}">{arm}</text></g>']
+                f'<text x="166" y="{label:.1f}">{arm}</text></g>']
     return "\n".join(svg)
 
 def drawn():
@@ -404,14 +405,14 @@ def drawn():
     svg, models = [], {m: arms for m, arms in cubes().items() if {*arms} & {*COLORS}}
     for row, (model, arms) in enumerate(models.items()):
         diagrams = [{arm: curve(arms[arm], path) for arm in COLORS if arm in arms}
-                    for path in CURVES.values()]
+                    for path in PANELS.values()]
         most = max(max(map(max, c.values())) for d in diagrams for c in d.values())
-        title = f"{html.escape(model)}, trained on capitals, asked other questions"
+        title = f"{html.escape(model)}, trained on capitals: share of right answers to other questions"
         svg.append(f'<text x="14" y="{310 * row + 26}" font-weight="bold">{title}</text>')
-        for n, (title, curves) in enumerate(zip(CURVES, diagrams)):
-            svg += [f'<g transform="translate({54 + 390 * n} {310 * row + 68})">',
-                    f'<text y="-14">{title.capitalize()}, share of questions</text>',
-                    '<text x="115" y="238" text-anchor="middle">training steps</text>',
+        for n, (title, curves) in enumerate(zip(PANELS, diagrams)):
+            svg += [f'<g transform="translate({54 + 300 * n} {310 * row + 68})">',
+                    f'<text y="-14">{title.capitalize()}</text>',
+                    '<text x="80" y="238" text-anchor="middle">training steps</text>',
                     panel(curves, math.ceil(10 * most or 1) / 10), "</g>"]
     return SVG.format(height=310 * len(models) + 10, body="\n".join(svg))
 

@@ -76,7 +76,7 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
     assert all(x in reproduce.cube() for x in ("| opct (1): 4 × 4 | ", "\n| sft − opct | "))
     assert reproduce.main(["draw", str(place / "curves.svg")]) == 0
     texts = [*ElementTree.parse(place / "curves.svg").getroot().itertext()]  # well-formed
-    assert texts.count("opct") == texts.count("sft") == 2
+    assert texts.count("opct") == texts.count("sft") == 3
     reproduce.EXPERIMENTS["cube"] = "--prompts 9999", {"x": "opct"}
     assert reproduce.main(command) == 2  # and leaves no trace in the scripts
     assert before == [(s.Run, s.evaluate) for s in (opct, train_sft)]
