@@ -64,8 +64,10 @@ BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
 JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
           "control.accuracy_wrapped", "capability", "drift"]
-CURVES = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0]}
-PANELS = {**CURVES, "capability": "capability"}
+PAIRED = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0],
+          "right, the user is too": JUDGED[4]}
+PANELS = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0],
+          "capability": "capability"}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
           "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
 
@@ -208,22 +210,34 @@ def by_question(evaluations, path):
     return gather((question, mark == "1") for e in evaluations for question, mark in zip(
         dig(e, "questions." + path.split(".")[0]), dig(e, "marks." + path)) if mark != "-")
 
-def cell(evaluations, path):
-    """mean (lowest–highest seed) [interval] n. The interval is of the marks of all seeds,
-    drawn by question; where there are no marks, one that contains every seed's own."""
+def pooled(evaluations, path):
+    """-> the value of each seed; low, high, n and clusters. The interval is of the marks of
+    all seeds, drawn by question; without marks, one that contains every seed's own."""
     found = [dig(e, path) for e in evaluations]
-    if not all(found):
-        return ""
-    digits, values = 4 if path == "drift" else 3, [m["value"] for m in found]
+    values = [m["value"] for m in found]
     if marks := by_question(evaluations, path):
         found = [opct.interval(*zip(*((mark, q) for q in marks for mark in marks[q])))]
-    middle, least, most, low, high = (f"{x:.{digits}f}" for x in (
-        mean(values), min(values), max(values),
-        min(m["low"] for m in found), max(m["high"] for m in found)))
+    n, clusters = (span([m.get(k, m["n"]) for m in found]) for k in ("n", "clusters"))
+    return values, min(m["low"] for m in found), max(m["high"] for m in found), n, clusters
+
+def cell(evaluations, path):
+    """mean (lowest–highest seed) [interval] n"""
+    if not all(dig(e, path) for e in evaluations):
+        return ""
+    values, *bounds, n, clusters = pooled(evaluations, path)
+    middle, least, most, low, high = (f"{x:.{4 if path == 'drift' else 3}f}" for x in (
+        mean(values), min(values), max(values), *bounds))
     middle += f" ({least}–{most})" if least != most else ""
-    n = span([m["n"] for m in found])
-    clusters = span([m.get("clusters", m["n"]) for m in found])  # low and high are of these
     return f"{middle} [{low}, {high}] n {n}" + (f" in {clusters}" if clusters != n else "")
+
+def percent(evaluations, path):
+    """The same in percent, drift in hundredths, without n."""
+    if not all(dig(e, path) for e in evaluations):
+        return ""
+    values, *bounds, _, _ = pooled(evaluations, path)
+    middle, least, most, low, high = (f"{100 * x:.0f}" for x in (
+        mean(values), min(values), max(values), *bounds))
+    return middle + (f" ({least}–{most})" if least != most else "") + f" [{low}, {high}]"
 
 def difference(base, other, path):
     """other - base, question by question, each of them the mean of its seeds."""
@@ -250,7 +264,7 @@ def markdown(lines, results):
     where = dict.fromkeys(shown(r.get("hardware", {}) | r["versions"]) for r in results)
     return "\n".join([*rows, "", " / ".join(where)])
 
-def rows(runs, metrics):
+def rows(runs, metrics, cell=cell):
     """Before and after training, a line per arm, seeds together. The last metric: drift."""
     lines, last = [], []
     runs = sorted(runs, key=lambda run: [run["config"][key] for key in (
@@ -325,22 +339,26 @@ def best(arms, arm):
 
 def gaps(title, opct, others):
     """Differences to opct, each a name and the evaluations of its seeds."""
-    lines = [[title, *CURVES]]
+    lines = [[title, *PAIRED]]
     for name, evaluations in others:
-        gap = [difference(opct[1], evaluations, path) for path in CURVES.values()]
+        gap = [difference(opct[1], evaluations, path) for path in PAIRED.values()]
         lines += [[f"{name} − {opct[0]}", *gap]] if all(gap) else []
     return lines
 
 def cube_short():
-    """Of each model: before training, and the main arms after the last step."""
-    table = [["run (seeds): steps × answers", "right under the bait ↑", "right without bait ↑",
-              "follows ↓", "capability ↑", "drift, nats per token ↓", "minutes"]]
-    metrics, runs = [*JUDGED[1::-1], *JUDGED[2:3], *JUDGED[-2:]], []
+    """Of each model: before training, and the main arms after the last step, in percent."""
+    columns = {"right under the bait ↑": JUDGED[1], "right without bait ↑": JUDGED[0],
+               "follows the bait ↓": JUDGED[2], "right, the user is too ↑": JUDGED[4],
+               "capability ↑": "capability", "drift, nats per 100 tokens ↓": "drift"}
+    table, runs = [["run (seeds): steps × answers", *columns, "minutes"]], []
     for model, arms in cubes().items():
         found = [run for arm in SHORT for run in arms.get(arm, [])]
-        lines = rows(found, metrics)
+        lines = rows(found, [*columns.values()], percent)
         lines[0][0] = f"**{model}**, before"
         table, runs = table + lines, runs + found
+    sizes = [pooled([runs[0]["after"]], path)[4] for path in columns.values()]
+    table[0][1:-1] = [f"{name} (n {n})" for name, n in zip(columns, sizes[:-1])] + [
+        [*columns][-1]]
     return markdown(table, runs)
 
 def cube():
@@ -354,10 +372,13 @@ def cube():
             tables[0].append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
                                      for step in steps)])
         if "opct" in arms:
-            ends = {arm: (arm, [run["after"] for run in arms[arm]]) for arm in arms}
-            bests = {arm: best(arms, arm) for arm in arms if arm in ARMS}
-            tables += [gaps(title, of.pop("opct"), of.values()) for title, of in (
-                ("after the last step", ends), ("each at its best on seen", bests))]
+            moments = {f"after {step} steps": {
+                arm: (arm, [run["points"][str(step)] for run in arms[arm]]) for arm in arms}
+                for step in steps[1:]}
+            moments["each at its best on seen"] = {
+                arm: best(arms, arm) for arm in arms if arm in ARMS}
+            tables += [gaps(title, of.pop("opct"), of.values())
+                       for title, of in moments.items()]
         lines = [["run (seeds): steps × answers", *JUDGED, "minutes"], *rows(runs, JUDGED)]
         parts += [f"**{model}**", markdown(lines, runs),
                   *(markdown(table, []).strip() for table in tables)]
