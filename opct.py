@@ -341,12 +341,13 @@ def micro_batches(batch, answers, budget):
     pack(). A prompt whose answers are spread over two rows is read in both."""
     rows, size = [], 0  # a row: {index of the prompt: answers}
     for b, group in enumerate(answers):
-        prompt = max(map(len, batch[b]))
+        prompt_len = max(map(len, batch[b]))
         for answer in group:
-            size += len(answer) + (0 if rows and b in rows[-1] else prompt)
-            if size > budget or not rows:  # a new row, with the prompt once more
+            more = len(answer) + (0 if rows and b in rows[-1] else prompt_len)
+            if not rows or size + more > budget:  # a new row, with the prompt once more
                 rows.append({})
-                size = prompt + len(answer)
+                size, more = 0, len(answer) + prompt_len
+            size += more
             rows[-1].setdefault(b, []).append(answer)
     for row in rows:
         wrapped, clean = zip(*(batch[b] for b in row))
@@ -968,9 +969,8 @@ def check_config(cfg):
 
 def parse_config(argv=None, Config=Config):
     """Command line (strings; None: sys.argv) -> Config. UserError names a bad flag."""
-    about = inspect.getmodule(Config).__doc__.partition("\n")[0]
-    parser = argparse.ArgumentParser(description=about, allow_abbrev=False,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.description = inspect.getmodule(Config).__doc__.partition("\n")[0]
     parser.error = lambda message: check(False, f"{message}; --help lists the flags")
     source = "".join(inspect.getsource(c) for c in Config.__mro__[-2::-1])
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
