@@ -44,7 +44,10 @@ ARMS = {  # of cube: who writes the answers, when, and what is matched on them
 ONCE = {  # more arms, run last, seed 0 only
     "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
     "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
-    "opct-all": "opct --category=", "sft-all": "sft --category="}
+    "opct-all": "opct --category=", "sft-all": "sft --category=",
+    "opct-80": "opct --steps 80", "sft-80": "sft --steps 80",
+    "opct-128": "opct --max-new-tokens 128 --prompts 8",
+    "step-reverse-128": "sft --targets step --loss kl --max-new-tokens 128 --prompts 8"}
 CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 100 "
         "--token-budget 1024")
 AXES = {  # DECLINED: see declined_requests()
@@ -59,7 +62,7 @@ EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "axes": ("--prompts 28 --samples 1 --steps 40 --eval-questions 0 --token-budget 1024",
              AXES),
     "cube": (CUBE, {**ARMS, **ONCE})}
-POINTS = 0, 10, 20, 40  # cube evaluates after these steps
+POINTS = 0, 10, 20, 40, 80  # cube evaluates after these steps
 BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
 JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
