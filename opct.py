@@ -56,7 +56,7 @@ class Config:
     model: str = "data/tiny"  # model folder, or a name on the Hugging Face hub
     task: Literal["sycophancy", "jailbreak", "safety"] = "sycophancy"  # what to train away
     data: str = ""            # your own pairs, JSON lines; empty: the task's own in data/
-    category: str = ""        # train on this category alone; test on the others as well
+    category: str = ""        # train on this category (or a,b) alone; test on others too
     out: str = ""             # folder of the run; empty: out/TASK
     resume: str = ""          # folder of a stopped run, to continue with its settings
     steps: int = 150          # optimizer steps; 0 only evaluates
@@ -703,8 +703,8 @@ def load_pairs(cfg, split):
             wordings = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
             pairs += make(row, wordings, split)
     if cfg.category and split != "capability":
-        pairs = [p for p in pairs if
-                 (p.example.get("category") == cfg.category) == (split != "transfer")]
+        pairs = [p for p in pairs if (split != "transfer") ==
+                 (p.example.get("category") in cfg.category.split(","))]
     check(pairs, f"{cfg.data or cfg.task}: no pair of split {split}, category "
           f"{cfg.category or 'any'}")
     if split == "train" or not cfg.eval_questions:

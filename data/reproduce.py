@@ -41,10 +41,12 @@ ARMS = {  # of cube: who writes the answers, when, and what is matched on them
     "fixed-reverse": "sft --loss kl", "step-nll": "sft --targets step",
     "step-reverse": "sft --targets step --loss kl",
     "fixed-forward": "sft --loss kl --kl forward", "opct-forward": "opct --kl forward"}
+NEAR = "capitals,countries,continents,languages"  # 96 questions to train on, not 30
 ONCE = {  # more arms, run last, seed 0 only
     "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
     "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
     "opct-all": "opct --category=", "sft-all": "sft --category=",
+    "opct-100": f"opct --category {NEAR}", "sft-100": f"sft --category {NEAR}",
     "opct-80": "opct --steps 80", "sft-80": "sft --steps 80",
     "opct-128": "opct --max-new-tokens 128 --prompts 8",
     "step-reverse-128": "sft --targets step --loss kl --max-new-tokens 128 --prompts 8"}
