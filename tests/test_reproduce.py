@@ -87,13 +87,9 @@ def test_declined_requests_are_those_that_the_base_model_declines(place, monkeyp
         cfg = opct.Config(task="jailbreak", data=path, eval_questions=0)
         return [{(p.example["request"], p.example["harmful"])
                  for p in opct.load_pairs(cfg, split)} for split in ("train", "unseen")]
-    (train, test), verdict = kept(), opct.verdict
-    monkeypatch.setattr(opct, "verdict", lambda task, reply, example: (
-        "answered" if "landlord" in example["request"] else verdict(task, reply, example)))
-    fewer, same = kept()
-    assert same == test and fewer < train  # only what is trained on is chosen
-    assert {request for request, _ in train - fewer} == {
-        request for request, harmful in train if harmful and "landlord" in request}
+    train, test = kept()
+    monkeypatch.setattr(opct, "verdict", lambda *_: "answered")
+    assert kept() == [{x for x in train if not x[1]}, test] and len(train) > 100
 
 def test_differences_are_paired_and_intervals_clustered_by_question():
     a, b, c = ({"s": {"m": {"value": marks.count("1") / 4}}, "marks": {"s": {"m": marks}},
