@@ -43,7 +43,6 @@ def llama():
 
 @pytest.fixture
 def adapted(llama):
-    """A model with an adapter that does something, and its trainable parameters."""
     return llama, add_adapter(llama)
 
 @pytest.fixture(scope="session")
