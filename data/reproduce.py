@@ -71,7 +71,7 @@ JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
           "control.accuracy_wrapped", "capability", "drift"]
 PAIRED = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0],
           "right, the user is too": JUDGED[4]}
-PANELS = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0],
+PANELS = {"right under the bait": JUDGED[1], "right, the user is too": JUDGED[4],
           "capability": "capability"}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
           "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
@@ -410,7 +410,7 @@ def panel(curves, most):
 
     def at(step, value):
         return f"{160 * step / steps[-1]:.1f},{200 - 200 * value / most:.1f}"
-    for tenth in range(round(10 * most) + 1):
+    for tenth in range(0, round(10 * most) + 1, 2):
         y = 200 - 20 * tenth / most
         svg.append(f'<line x2="160" y1="{y:.1f}" y2="{y:.1f}"/>'
                    f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
@@ -433,13 +433,13 @@ def drawn():
         diagrams = [{arm: curve(arms[arm], path) for arm in COLORS if arm in arms}
                     for path in PANELS.values()]
         most = max(max(map(max, c.values())) for d in diagrams for c in d.values())
-        title = f"{html.escape(model)}, trained on capitals: share of right answers to other questions"
+        title = f"{html.escape(model)}, trained on capitals: share of right answers"
         svg.append(f'<text x="14" y="{310 * row + 26}" font-weight="bold">{title}</text>')
         for n, (title, curves) in enumerate(zip(PANELS, diagrams)):
             svg += [f'<g transform="translate({54 + 300 * n} {310 * row + 68})">',
                     f'<text y="-14">{title.capitalize()}</text>',
                     '<text x="80" y="238" text-anchor="middle">training steps</text>',
-                    panel(curves, math.ceil(10 * most or 1) / 10), "</g>"]
+                    panel(curves, math.ceil(5 * most or 1) / 5), "</g>"]
     return SVG.format(height=310 * len(models) + 10, body="\n".join(svg))
 
 
