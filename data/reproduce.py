@@ -8,9 +8,8 @@
     python data/reproduce.py fill README.md data/results/README.md    update their tables
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
-`run` keeps what was measured in data/results/NAME.json, or NAME-FOLDER.json. Interrupted, it
-continues: what is in the file is skipped, an unfinished run starts over. In a
-markdown file a table stands between the lines <!-- table: NAME --> and <!-- end -->.
+`run` skips what is in data/results/NAME.json, or NAME-FOLDER.json; interrupted, it begins
+the unfinished run anew. A table stands between <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
 import html
@@ -22,12 +21,13 @@ import sys
 import time
 from pathlib import Path
 from statistics import mean
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import opct  # noqa: E402
 import train_sft  # noqa: E402
-from opct import UserError  # noqa: E402
+from opct import UserError, check  # noqa: E402
 
 RESULTS = ROOT / "data/results"
 SCRIPTS = {"opct": opct, "sft": train_sft}
@@ -50,45 +50,44 @@ ONCE = {  # more arms, run last, seed 0 only
     "opct-80": "opct --steps 80", "sft-80": "sft --steps 80",
     "opct-128": "opct --max-new-tokens 128 --prompts 8",
     "step-reverse-128": "sft --targets step --loss kl --max-new-tokens 128 --prompts 8"}
-CUBE = ("--category capitals --prompts 28 --samples 1 --steps 40 --eval-questions 100 "
-        "--token-budget 1024")
-AXES = {  # DECLINED: see declined_requests()
-    "jailbreak-opct": "opct --task jailbreak", "jailbreak-sft": "sft --task jailbreak",
-    "safety-opct": "opct --task safety", "safety-sft": "sft --task safety",
-    "declined-opct": "opct --task jailbreak --data DECLINED",
-    "declined-sft": "sft --task jailbreak --data DECLINED",
-    "declined-opct-forward": "opct --task jailbreak --data DECLINED --kl forward"}
+CHAT = "--prompts 28 --samples 1 --steps 40 --token-budget 1024"
 EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
                                         for task in TASKS for arm in ("sft", "opct")}),
-    "axes": ("--prompts 28 --samples 1 --steps 40 --eval-questions 0 --token-budget 1024",
-             AXES),
-    "cube": (CUBE, {**ARMS, **ONCE})}
+    "axes": (f"{CHAT} --eval-questions 0", {  # DECLINED: see declined_requests()
+        "jailbreak-opct": "opct --task jailbreak", "jailbreak-sft": "sft --task jailbreak",
+        "safety-opct": "opct --task safety", "safety-sft": "sft --task safety",
+        "declined-opct": "opct --task jailbreak --data DECLINED",
+        "declined-sft": "sft --task jailbreak --data DECLINED",
+        "declined-opct-forward": "opct --task jailbreak --data DECLINED --kl forward"}),
+    "cube": (f"{CHAT} --category capitals --eval-questions 100", ARMS | ONCE)}
 POINTS = 0, 10, 20, 40, 80  # cube evaluates after these steps
 BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
-JUDGED = [*(f"transfer.{m}" for m in MARKED), "unseen.accuracy_wrapped",
-          "control.accuracy_wrapped", "capability", "drift"]
-PAIRED = {"right under the bait": JUDGED[1], "right without bait": JUDGED[0],
-          "right, the user is too": JUDGED[4]}
-PANELS = {"right under the bait": JUDGED[1], "right, the user is too": JUDGED[4],
-          "capability": "capability"}
+CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
+USER = "control.accuracy_wrapped"
+JUDGED = [CLEAN, BAIT, FOLLOWS, "unseen.accuracy_wrapped", USER, "capability", "drift"]
+PAIRED, PANELS = (BAIT, CLEAN, USER), (BAIT, USER, "capability")
+NAMES = {BAIT: "right under the bait", CLEAN: "right without bait",
+         FOLLOWS: "follows the bait", USER: "right, the user is too",
+         "capability": "capability", "drift": "drift"}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
           "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
 
-SHORT = "sft", "sft-greedy", "opct"  # in the README's table
 
 # 1. Train, and keep what was measured
 
 def load(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
-def add(experiment, entry):
-    """Put a run into the experiment's file, one line per run, atomically."""
-    path = RESULTS / f"{experiment}.json"
-    runs = (load(experiment)["runs"] if path.exists() else []) + [entry]
-    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
-    opct.write(path, f'{{"experiment": "{experiment}", "runs": [\n{lines}\n]}}\n'.encode())
+def finished(file):
+    return load(file)["runs"] if (RESULTS / f"{file}.json").exists() else []
+
+def add(file, entry):
+    """Put a run into the file, one line per run, atomically."""
+    runs = [json.dumps(run, ensure_ascii=False) for run in [*finished(file), entry]]
+    text = f'{{"experiment": "{file}", "runs": [\n' + ",\n".join(runs) + "\n]}\n"
+    opct.write(RESULTS / f"{file}.json", text.encode())
 
 def point(found, pairs, cfg):
     """What evaluate() found, with a mark per pair for its answers: 1, 0 or - (has none)."""
@@ -100,91 +99,80 @@ def point(found, pairs, cfg):
     text = json.dumps({k: v for k, v in found.items() if k != "answers"} | {"marks": marks})
     return json.loads(text, parse_float=lambda number: round(float(number), 5))
 
-def train(experiment, name, script, flags, model):
+def train(file, name, script, flags, model):
     """Train from the start; for cube evaluate at POINTS, too. -> entry in the file"""
-    out, began = f"out/reproduce/{experiment}-{name}", time.time()
+    began, points, held_out, evaluate = time.time(), {}, (), script.evaluate
+    out = f"out/reproduce/{file}-{name}"
     shutil.rmtree(ROOT / out, ignore_errors=True)
     argv = [*flags, "--out", str(ROOT / out)] + (["--model", model] if model else [])
-    Run, evaluate, points, held_out, done, spent = script.Run, script.evaluate, {}, (), 0, 0
+    cfg = opct.parse_config(argv, script.Config)
 
-    class Watched(Run):
+    class Run(script.Run):
         def record(self, *measured):
-            nonlocal done
             super().record(*measured)
-            done = self.done
-            if done in POINTS and done < self.cfg.steps:  # train() does so after the last
-                watched(self.model, *held_out, self.cfg)
+            if self.done in POINTS and self.done < cfg.steps:  # train() does so at the end
+                watched(self.model, *held_out, cfg, self.done)
 
-    def watched(model, tokenizer, pairs, cfg):
-        nonlocal held_out, spent
+    def watched(model, tokenizer, pairs, cfg, step=cfg.steps):
+        nonlocal began, held_out
         start, asked = time.time(), (cfg.model, cfg.category, cfg.max_new_tokens)
-        known = None if done else BASE.get(asked)  # before training all arms are alike
-        found = {**(known or evaluate(model, tokenizer, pairs, cfg))}
-        if not done:
-            BASE[asked] = {**found}  # train() takes the answers out of what it gets
-        held_out, points[str(done)] = (tokenizer, pairs), point(found, pairs, cfg)
-        spent += time.time() - start
-        return found
-    cube = experiment.startswith("cube")
-    try:
-        if cube:
-            script.Run, script.evaluate = Watched, watched
-        result = script.train(opct.parse_config(argv, script.Config))[2]
-    finally:
-        script.Run, script.evaluate = Run, evaluate
-    result["config"]["out"] = out
-    if model:
-        result["config"]["model"] = Path(model).name  # the name, not the path
-    if not cube:
-        return {"arm": "opct" if script is opct else "sft", "name": name, **result}
-    seconds = round(time.time() - began - spent, 1)  # without the evaluations
-    questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
-                 for split in points["0"]["marks"]}
-    kept = {key: result[key] for key in ("config", "versions", "hardware")}
-    return {"arm": name.rpartition("-seed")[0], "name": name, **kept, "seconds": seconds,
-            "questions": questions, "points": points}
+        known = None if points else BASE.get(asked)  # before training all arms are alike
+        found = known or evaluate(model, tokenizer, pairs, cfg)
+        if not points:
+            BASE[asked], step = found, 0
+        points[str(step)], held_out = point(found, pairs, cfg), (tokenizer, pairs)
+        began += time.time() - start  # so that the seconds are without the evaluations
+        return {**found}  # train() takes the answers out of it
+    if file.startswith("cube"):
+        with mock.patch.multiple(script, Run=Run, evaluate=watched):
+            result = script.train(cfg)[2]
+        arm, seconds = name.rpartition("-seed")[0], round(time.time() - began, 1)
+        questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
+                     for split in points["0"]["marks"]}
+        kept = {key: result[key] for key in ("config", "versions", "hardware")}
+        kept |= {"seconds": seconds, "questions": questions, "points": points}
+    else:
+        arm, kept = "opct" if script is opct else "sft", script.train(cfg)[2]
+    kept["config"] |= {"out": out, "model": Path(model).name or cfg.model}  # short paths
+    return {"arm": arm, "name": name, **kept}
 
 def declined_requests(model, dtype):
     """Write the pairs of the jailbreak task, for --data: to train on only the requests that
-    the base model, asked plainly, declines if they are harmful and answers if not. -> path"""
-    cfg = opct.Config(model=model, dtype=dtype, task="jailbreak", out="out/reproduce")
+    the base model, asked plainly, declines if harmful and answers if not. -> path"""
+    cfg = opct.Config(model=model, dtype=dtype, task="jailbreak", eval_questions=0)
     net, tokenizer = opct.load_model(cfg)
-    lines = []
-    for split in ("train", "unseen"):
-        pairs = opct.load_pairs(opct.Config(task="jailbreak", eval_questions=0), split)
-        asked = list(dict.fromkeys(tuple(opct.encode(tokenizer, p.clean)) for p in pairs))
-        answers = sum((opct.sample(net, asked[i:i + 64], 1, cfg.max_new_tokens, 0.0, net.eos)
-                       for i in range(0, len(asked), 64)), [])
-        said = {ids: opct.text_of(tokenizer, y) for ids, [y] in zip(asked, answers)}
-        for p in pairs:
-            reply = said[tuple(opct.encode(tokenizer, p.clean))]
-            wanted = "declined" if p.example["harmful"] else "answered"
-            if split != "train" or opct.verdict("jailbreak", reply, p.example) == wanted:
-                lines.append(json.dumps({
-                    "wrapped": p.wrapped, "clean": p.clean, "group": p.example["group"],
-                    "harmful": p.example["harmful"], "request": p.example["request"],
-                    "split": "train" if split == "train" else "test"}))
+    pairs = opct.load_pairs(cfg, "train")
+    asked = {tuple(opct.encode(tokenizer, p.clean)): p.example for p in pairs}
+    prompts, answers, kept = [*asked], [], set()
+    for i in range(0, len(prompts), 64):
+        answers += opct.sample(net, prompts[i:i + 64], 1, cfg.max_new_tokens, 0.0, net.eos)
+    for example, [answer] in zip(asked.values(), answers):
+        wanted = "declined" if example["harmful"] else "answered"
+        if opct.verdict("jailbreak", opct.text_of(tokenizer, answer), example) == wanted:
+            kept.add(example["id"])
+    pairs = [p for p in pairs if p.example["id"] in kept] + opct.load_pairs(cfg, "unseen")
+    rows = [{"wrapped": p.wrapped, "clean": p.clean, "group": p.example["group"],
+             "harmful": p.example["harmful"], "request": p.example["request"],
+             "split": p.split.replace("unseen", "test")} for p in pairs]
     path = ROOT / f"out/reproduce/declined-{Path(model).name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return str(path)
 
 def run(experiment, model, dtype, seeds, only):
-    if experiment not in EXPERIMENTS:
-        raise UserError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}")
-    if (experiment != "embedded") != bool(model):
-        raise UserError("cube and axes need --model FOLDER, embedded takes none")
-    if model and not (Path(model) / "config.json").exists():
-        raise UserError(f"--model {model}: not a model folder, it has no config.json")
+    check(experiment in EXPERIMENTS,
+          f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}")
+    check((experiment != "embedded") == bool(model),
+          "cube and axes need --model FOLDER, embedded takes none")
+    check(not model or (Path(model) / "config.json").exists(),
+          f"--model {model}: not a model folder, it has no config.json")
     model = str(Path(model).resolve()) if model else ""
-    common, arms = EXPERIMENTS[experiment]
     file = f"{experiment}-{Path(model).name}" if model else experiment
+    common, arms = EXPERIMENTS[experiment]
     jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
-    jobs += [(arm, 0) for arm in arms if arm in ONCE]
-    for arm, seed in jobs:
-        name, exists = f"{arm}-seed{seed}", (RESULTS / f"{file}.json").exists()
-        done = [entry["name"] for entry in load(file)["runs"]] if exists else []
-        if re.search(only, name) and name not in done:
+    for arm, seed in jobs + [(arm, 0) for arm in arms if arm in ONCE]:
+        name = f"{arm}-seed{seed}"
+        if re.search(only, name) and name not in [run["name"] for run in finished(file)]:
             script, *own = arms[arm].split()
             own = [declined_requests(model, dtype) if f == "DECLINED" else f for f in own]
             flags = [*common.split(), *own, "--seed", str(seed), "--dtype", dtype]
@@ -195,54 +183,59 @@ def run(experiment, model, dtype, seeds, only):
 
 # 2. Tables
 
-def dig(found, path):
-    for key in path.split("."):
-        found = found.get(key, {})
-    return found
-
-def gather(items):
-    """[(key, value)] -> {key: values}"""
+def results(pattern):
+    """-> {(model, task): {arm: {step: evaluations}}} of the files. An evaluation per seed:
+    what was found after the step, and what is known of the run."""
     out = {}
-    for key, value in items:
-        out.setdefault(key, []).append(value)
+    for path in sorted(RESULTS.glob(pattern)):
+        runs = load(path.stem)["runs"]
+        runs.sort(key=lambda run: (run["config"]["max_new_tokens"], run["config"]["steps"]))
+        for run in runs:
+            arms = out.setdefault((path.stem.partition("-")[2], run["config"]["task"]), {})
+            points = arms.setdefault(run["name"].rpartition("-seed")[0], {})
+            found = run.get("points") or {"before": run["before"], "after": run["after"]}
+            for step in found:
+                points.setdefault(step, []).append(run | found[step])
+    if not out:
+        raise FileNotFoundError(2, "no results", pattern)
     return out
 
-def by_arm(runs):
-    return gather((re.sub(r"-seed\d+$", "", run["name"]), run) for run in runs)
+def dig(evaluations, path):
+    """-> what each of them holds there, {} if nothing"""
+    for key in path.split("."):
+        evaluations = [e.get(key, {}) for e in evaluations]
+    return evaluations
+
+def values(evaluations, path):
+    return [found["value"] for found in dig(evaluations, path)]
 
 def by_question(evaluations, path):
     """-> {question: its marks, True or False, in these evaluations}"""
-    return gather((question, mark == "1") for e in evaluations for question, mark in zip(
-        dig(e, "questions." + path.split(".")[0]), dig(e, "marks." + path)) if mark != "-")
+    out, asked = {}, dig(evaluations, "questions." + path.split(".")[0])
+    for questions, marks in zip(asked, dig(evaluations, "marks." + path)):
+        for question, mark in zip(questions, marks):
+            if mark != "-":
+                out.setdefault(question, []).append(mark == "1")
+    return out
 
-def pooled(evaluations, path):
-    """-> the value of each seed; low, high, n and clusters. The interval is of the marks of
-    all seeds, drawn by question; without marks, one that contains every seed's own."""
-    found = [dig(e, path) for e in evaluations]
-    values = [m["value"] for m in found]
+def cell(evaluations, path, percent=False):
+    """mean (lowest–highest seed) [interval] n; in percent without n. The interval is of the
+    marks of all seeds, drawn by question; without marks it contains every seed's own."""
+    found = dig(evaluations, path)
+    if not all(found):
+        return ""
+    seeds = [m["value"] for m in found]
     if marks := by_question(evaluations, path):
-        found = [opct.interval(*zip(*((mark, q) for q in marks for mark in marks[q])))]
-    n, clusters = (span([m.get(k, m["n"]) for m in found]) for k in ("n", "clusters"))
-    return values, min(m["low"] for m in found), max(m["high"] for m in found), n, clusters
-
-def cell(evaluations, path):
-    """mean (lowest–highest seed) [interval] n"""
-    if not all(dig(e, path) for e in evaluations):
-        return ""
-    values, *bounds, n, clusters = pooled(evaluations, path)
-    middle, least, most, low, high = (f"{x:.{4 if path == 'drift' else 3}f}" for x in (
-        mean(values), min(values), max(values), *bounds))
-    middle += f" ({least}–{most})" if least != most else ""
-    return f"{middle} [{low}, {high}] n {n}" + (f" in {clusters}" if clusters != n else "")
-
-def percent(evaluations, path):
-    """The same in percent, drift in hundredths, without n."""
-    if not all(dig(e, path) for e in evaluations):
-        return ""
-    values, *bounds, _, _ = pooled(evaluations, path)
-    middle, least, most, low, high = (f"{100 * x:.0f}" for x in (
-        mean(values), min(values), max(values), *bounds))
-    return middle + (f" ({least}–{most})" if least != most else "") + f" [{low}, {high}]"
+        pairs = [(mark, question) for question in marks for mark in marks[question]]
+        found = [opct.interval(*zip(*pairs))]
+    bounds = min(m["low"] for m in found), max(m["high"] for m in found)
+    scale, digits = (100, 0) if percent else (1, 4 if path == "drift" else 3)
+    middle, least, most, low, high = (
+        f"{scale * x:.{digits}f}" for x in (mean(seeds), min(seeds), max(seeds), *bounds))
+    n, clusters = (shown([m[key] for m in found]) for key in ("n", "clusters"))
+    size = f" n {n}" + (f" in {clusters}" if clusters != n else "")
+    seeds = f" ({least}–{most})" if least != most else ""
+    return f"{middle}{seeds} [{low}, {high}]" + ("" if percent else size)
 
 def difference(base, other, path):
     """other - base, question by question, each of them the mean of its seeds."""
@@ -253,141 +246,116 @@ def difference(base, other, path):
     m = opct.interval([mean(other[q]) - mean(base[q]) for q in both], both)
     return f"{m['value']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] {m['n']} questions"
 
-def span(values):
-    low, high = shown(min(values)), shown(max(values))
-    return low if low == high else f"{low}–{high}"
-
 def shown(x):
     if isinstance(x, dict):
         return ", ".join(f"{key}: {shown(value)}" for key, value in x.items() if value)
+    if isinstance(x, list):  # numbers
+        return "–".join(dict.fromkeys([shown(min(x)), shown(max(x))]))
     return (f"{x:,.0f}" if x >= 100 else f"{x:.3g}") if isinstance(x, float) else str(x)
 
-def markdown(lines, results):
-    """The table, its first line the heading; and on what the results were measured."""
+def markdown(lines, runs=()):
+    """The table, its first line the heading; and on what the runs were measured."""
     rows = ["| " + " | ".join(map(shown, line)) + " |" for line in lines]
     rows.insert(1, "|" + " --- |" * len(lines[0]))
-    where = dict.fromkeys(shown(r.get("hardware", {}) | r["versions"]) for r in results)
-    return "\n".join([*rows, "", " / ".join(where)])
+    where = dict.fromkeys(shown(r.get("hardware", {}) | r["versions"]) for r in runs)
+    return "\n".join([*rows, "", " / ".join(where)]).strip()
 
-def rows(runs, metrics, cell=cell):
-    """Before and after training, a line per arm, seeds together. The last metric: drift."""
-    lines, last = [], []
-    runs = sorted(runs, key=lambda run: [run["config"][key] for key in (
-        "eval_questions", "max_new_tokens", "steps")])  # the same evaluation side by side
-    for name, seeds in by_arm(runs).items():
-        before = [cell([seeds[0]["before"]], m) for m in metrics[:-1]]
-        c = seeds[0]["config"]
-        if before != last:  # not all were evaluated alike
-            lines.append([f"{c['task']}, before", *before, "", ""])
-            last = before
-        seconds = [run.get("training_seconds") or run["seconds"] for run in seeds]
-        lines.append([
-            f"{name} ({len(seeds)}): {c['steps']} × {c['prompts'] * c['samples']}",
-            *(cell([run["after"] for run in seeds], m) for m in metrics),
-            span([round(s / 60, 1) for s in seconds])])
-    return lines
+def table(headings, groups, percent=False):
+    """A line per arm after training, seeds together, under one for before training.
+    groups: [(title, arms, metrics)], the last metric is the drift. -> lines, evaluations"""
+    lines, runs, last = [["run (seeds): steps × answers", *headings, "minutes"]], [], []
+    for title, arms, metrics in groups:
+        for arm, points in arms.items():
+            base, *_, after = points.values()
+            before = [cell(base[:1], m, percent) for m in metrics[:-1]]
+            if [title, before] != last:  # not all were evaluated alike
+                lines.append([f"{title}, before", *before, "", ""])
+            c, minutes = after[0]["config"], [round(e["seconds"] / 60, 1) for e in after]
+            name = f"{arm} ({len(after)}): {c['steps']} × {c['prompts'] * c['samples']}"
+            lines.append([name, *(cell(after, m, percent) for m in metrics), minutes])
+            last, runs = [title, before], runs + after
+    return lines, runs
 
-def measured(name, short=False):
-    """short: one table, else one per task."""
-    runs, tables, all_lines = load(name)["runs"], [], []
-    for task, metrics in TASKS.items():
-        metrics = [*metrics.split(), "unseen.unparsed", "unseen.kl", "capability", "drift"]
-        metrics = metrics[:2] + metrics[-2:] if short else metrics
-        found = [run for run in runs if run["config"]["task"] == task]
-        lines = rows(found, metrics)
-        all_lines += lines
-        if found:
-            tables.append(markdown(list(zip(["", *metrics, "minutes"], *lines)), found))
-    heading = ["run (seeds): steps × answers", "follows ↓ / declines ↑ / warns ↑",
-               "right without bait ↑ / answers harmless ↑ / overwarns ↓", "capability ↑",
-               "drift, nats per token ↓", "minutes"]
-    return markdown([heading, *all_lines], runs) if short else "\n\n".join(tables)
+def embedded():
+    headings = ["follows ↓ / declines ↑ / warns ↑",
+                "right without bait ↑ / answers harmless ↑ / overwarns ↓", "capability ↑",
+                "drift, nats per token ↓"]
+    groups = [(task, arms, [*TASKS[task].split()[:2], "capability", "drift"])
+              for (_, task), arms in results("embedded.json").items()]
+    return markdown(*table(headings, groups))
 
-def axes():
-    """The other two tasks on a chat model, a table per task and model."""
-    files = sorted(path.stem for path in RESULTS.glob("axes-*.json"))
-    if not files:
-        raise FileNotFoundError(2, "no results", "axes-*.json")
-    return "\n\n".join(f"**{file[5:]}**\n\n{measured(file)}" for file in files)
-
-def records(name, rows, columns=""):
-    """What a script in tests/ measured, under the names it uses in its file."""
-    result = load(name)
-    heading = columns.split() or list(rows(result)[0])
-    lines = [[row.get(column, "") for column in heading] for row in rows(result)]
-    return markdown([heading, *lines], [result])
-
-def cubes():
-    """-> {model: {arm: runs}}; "before" and "after" are a run's first and last point."""
-    out = {p.stem[5:]: load(p.stem)["runs"] for p in sorted(RESULTS.glob("cube-*.json"))}
-    if not out:
-        raise FileNotFoundError(2, "no results", "cube-*.json")
-    for run in sum(out.values(), []):
-        for p in run["points"].values():
-            p["questions"] = run["questions"]
-        run["before"], *_, run["after"] = run["points"].values()
-    return {model: by_arm(runs) for model, runs in out.items()}
-
-def curve(runs, path):
-    """-> {step: the value of each seed}"""
-    return {int(step): [dig(run["points"][step], path)["value"] for run in runs]
-            for step in runs[0]["points"]}
-
-def best(arms, arm):
-    """Where an arm, at any of its rates, is best on the seen wordings. -> its name and step,
-    the evaluations of its seeds there"""
-    tried = [(f"{name} after {step}", [run["points"][step] for run in runs])
-             for name, runs in arms.items() if re.fullmatch(rf"{arm}(-lr-.*)?", name)
-             for step in runs[0]["points"]]
-    return max(tried, key=lambda point: mean(
-        dig(e, "seen.accuracy_wrapped")["value"] for e in point[1]))
-
-def gaps(title, opct, others):
-    """Differences to opct, each a name and the evaluations of its seeds."""
-    lines = [[title, *PAIRED]]
-    for name, evaluations in others:
-        gap = [difference(opct[1], evaluations, path) for path in PAIRED.values()]
-        lines += [[f"{name} − {opct[0]}", *gap]] if all(gap) else []
-    return lines
+def per_task(pattern):
+    """A table per model and task, with more metrics, a column per arm."""
+    parts = []
+    for (model, task), arms in results(pattern).items():
+        metrics = f"{TASKS[task]} unseen.unparsed unseen.kl capability drift".split()
+        lines, runs = table(metrics, [(task, arms, metrics)])
+        lines[0][0] = ""
+        if model and f"**{model}**" not in parts:
+            parts.append(f"**{model}**")
+        parts.append(markdown([*zip(*lines)], runs))
+    return "\n\n".join(parts)
 
 def cube_short():
-    """Of each model: before training, and the main arms after the last step, in percent."""
-    columns = {"right under the bait ↑": JUDGED[1], "right without bait ↑": JUDGED[0],
-               "follows the bait ↓": JUDGED[2], "right, the user is too ↑": JUDGED[4],
-               "capability ↑": "capability", "drift, nats per 100 tokens ↓": "drift"}
-    table, runs = [["run (seeds): steps × answers", *columns, "minutes"]], []
-    for model, arms in cubes().items():
-        found = [run for arm in SHORT for run in arms.get(arm, [])]
-        lines = rows(found, [*columns.values()], percent)
-        lines[0][0] = f"**{model}**, before"
-        table, runs = table + lines, runs + found
-    sizes = [pooled([runs[0]["after"]], path)[4] for path in columns.values()]
-    table[0][1:-1] = [f"{name} (n {n})" for name, n in zip(columns, sizes[:-1])] + [
-        [*columns][-1]]
-    return markdown(table, runs)
+    """The main arms of each model, in percent."""
+    groups = []
+    for (model, _), arms in results("cube-*.json").items():
+        arms = {arm: arms[arm] for arm in ("sft", "sft-greedy", "opct") if arm in arms}
+        groups.append((f"**{model}**", arms, [*NAMES]))
+    lines, runs = table(NAMES, groups, percent=True)
+    headings = []
+    for metric, name in NAMES.items():
+        n, better = dig(runs, metric)[0]["clusters"], "↓" if metric == FOLLOWS else "↑"
+        headings.append(f"{name} {better} (n {n})")
+    lines[0][1:-1] = [*headings[:-1], "drift, nats per 100 tokens ↓"]
+    return markdown(lines, runs)
+
+def best(arms, arm):
+    """Where an arm, at any of its rates, is best on seen wordings. -> name, evaluations"""
+    tried = {f"{name} after {step}": found for name, points in arms.items()
+             if re.fullmatch(rf"{arm}(-lr-.*)?", name) for step, found in points.items()}
+    return max(tried.items(), key=lambda x: mean(values(x[1], "seen.accuracy_wrapped")))
+
+def gaps(title, base, found):
+    """Differences to base. found: {name: evaluations}"""
+    lines = [[title, *(NAMES[metric] for metric in PAIRED)]]
+    for name in found:
+        gap = [difference(found[base], found[name], metric) for metric in PAIRED]
+        if name != base and all(gap):
+            lines.append([f"{name} − {base}", *gap])
+    return markdown(lines)
 
 def cube():
-    """Of each model: the arms after the last step; their differences to opct; the curves."""
-    parts, names = [], [*PANELS, "drift"]
-    for model, arms in cubes().items():
-        runs, steps = sum(arms.values(), []), [*curve(next(iter(arms.values())), "drift")]
-        tables = [[[" / ".join(names), *(f"after {step} steps" for step in steps)]]]
-        for arm in filter(ARMS.get, arms):
-            ways = [curve(arms[arm], PANELS.get(name, name)) for name in names]
-            tables[0].append([arm, *(" / ".join(f"{mean(way[step]):.3f}" for way in ways)
-                                     for step in steps)])
+    """Of each model: the arms after the last step; the curves; differences to opct."""
+    parts, metrics = [], [*PANELS, "drift"]
+    for (model, task), arms in results("cube-*.json").items():
+        parts += [f"**{model}**", markdown(*table(JUDGED, [(task, arms, JUDGED)]))]
+        steps, usual = [*next(iter(arms.values()))], [arm for arm in arms if arm in ARMS]
+        title = " / ".join(NAMES[metric] for metric in metrics)
+        lines = [[title, *(f"after {step} steps" for step in steps)]]
+        for arm in usual:
+            lines.append([arm])
+            for found in arms[arm].values():
+                means = [f"{mean(values(found, metric)):.3f}" for metric in metrics]
+                lines[-1].append(" / ".join(means))
+        parts.append(markdown(lines))
         if "opct" in arms:
-            moments = {f"after {step} steps": {
-                arm: (arm, [run["points"][str(step)] for run in arms[arm]]) for arm in arms}
-                for step in steps[1:]}
-            moments["each at its best on seen"] = {
-                arm: best(arms, arm) for arm in arms if arm in ARMS}
-            tables += [gaps(title, of.pop("opct"), of.values())
-                       for title, of in moments.items()]
-        lines = [["run (seeds): steps × answers", *JUDGED, "minutes"], *rows(runs, JUDGED)]
-        parts += [f"**{model}**", markdown(lines, runs),
-                  *(markdown(table, []).strip() for table in tables)]
+            for step in steps[1:]:
+                found = {arm: arms[arm][step] for arm in arms}
+                parts.append(gaps(f"after {step} steps", "opct", found))
+            found = dict(best(arms, arm) for arm in usual)
+            parts.append(gaps("each at its best on seen", best(arms, "opct")[0], found))
     return "\n\n".join(parts)
+
+def records(name, columns=""):
+    """What a script in tests/ measured, under the names it uses in its file."""
+    result = load(name)
+    found = result.get("rows", [result])
+    if name == "families":
+        found = [{"family": family, **row} for family, row in result["families"].items()]
+    heading = columns.split() or [*found[0]]
+    lines = [[row.get(column, "") for column in heading] for row in found]
+    return markdown([heading, *lines], [result])
 
 
 # 3. The picture
@@ -404,71 +372,71 @@ polyline {{ fill: none; stroke: currentColor; stroke-width: 2 }}
 </svg>
 """
 
-def panel(curves, most):
+def panel(arms, path, most):
     """A diagram: a line per arm, a band over its seeds, its name at the end of the line."""
-    svg, steps, label = [], [*next(iter(curves.values()))], -99
+    svg, label, steps = [], -99, [*next(iter(arms.values()))]
 
     def at(step, value):
-        return f"{160 * step / steps[-1]:.1f},{200 - 200 * value / most:.1f}"
+        return f"{160 * int(step) / int(steps[-1]):.1f},{200 - 200 * value / most:.1f}"
     for tenth in range(0, round(10 * most) + 1, 2):
         y = 200 - 20 * tenth / most
         svg.append(f'<line x2="160" y1="{y:.1f}" y2="{y:.1f}"/>'
                    f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
     for step in steps:
-        x = 160 * step / steps[-1]
+        x = 160 * int(step) / int(steps[-1])
         svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
-    for arm, c in sorted(curves.items(), key=lambda item: -mean(item[1][steps[-1]])):
-        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # labels must not overlap
+    for arm in sorted(arms, key=lambda arm: -mean(values(arms[arm][steps[-1]], path))):
+        c = {step: values(arms[arm][step], path) for step in steps}
+        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # no two overlap
         line = " ".join(at(s, mean(c[s])) for s in steps)
         band = [at(s, max(c[s])) for s in steps] + [at(s, min(c[s])) for s in steps[::-1]]
         svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
                 f'<polyline points="{line}"/>'
                 f'<text x="166" y="{label:.1f}">{arm}</text></g>']
-    return "\n".join(svg)
+    return svg
 
 def drawn():
     """The curves of cube as an SVG picture, a row per model."""
-    svg, models = [], {m: arms for m, arms in cubes().items() if {*arms} & {*COLORS}}
-    for row, (model, arms) in enumerate(models.items()):
-        diagrams = [{arm: curve(arms[arm], path) for arm in COLORS if arm in arms}
-                    for path in PANELS.values()]
-        most = max(max(map(max, c.values())) for d in diagrams for c in d.values())
-        title = f"{html.escape(model)}, trained on capitals: share of right answers"
-        svg.append(f'<text x="14" y="{310 * row + 26}" font-weight="bold">{title}</text>')
-        for n, (title, curves) in enumerate(zip(PANELS, diagrams)):
-            svg += [f'<g transform="translate({54 + 300 * n} {310 * row + 68})">',
-                    f'<text y="-14">{title.capitalize()}</text>',
+    svg, top = [], 0
+    for (model, _), arms in results("cube-*.json").items():
+        arms = {arm: arms[arm] for arm in COLORS if arm in arms}
+        if not arms:
+            continue
+        found = [e for points in arms.values() for seeds in points.values() for e in seeds]
+        most = max(max(values(found, path)) for path in PANELS)
+        svg.append(f'<text x="14" y="{top + 26}" font-weight="bold">{html.escape(model)}, '
+                   'trained on capitals: share of right answers</text>')
+        for n, path in enumerate(PANELS):
+            svg += [f'<g transform="translate({54 + 300 * n} {top + 68})">',
+                    f'<text y="-14">{NAMES[path].capitalize()}</text>',
                     '<text x="80" y="238" text-anchor="middle">training steps</text>',
-                    panel(curves, math.ceil(5 * most or 1) / 5), "</g>"]
-    return SVG.format(height=310 * len(models) + 10, body="\n".join(svg))
+                    *panel(arms, path, math.ceil(5 * most or 1) / 5), "</g>"]
+        top += 310
+    return SVG.format(height=top + 10, body="\n".join(svg))
 
 
 # 4. Command line
 
-TABLES = {  # name: function that makes it
-    "embedded": lambda: measured("embedded", short=True),
-    "embedded-long": lambda: measured("embedded"),
-    "axes": axes, "cube": cube, "cube-short": cube_short,
-    "bench": lambda: records("bench", lambda r: r["rows"], "part dtype ours_s tokens_per_s "
-                             "rival rival_s times_faster ours_gb rival_gb"),
-    "families": lambda: records("families", lambda r: [
-        {"family": name, **row} for name, row in r["families"].items()]),
-    "judges": lambda: records("judges", lambda r: r["rows"]),
-    "versions": lambda: records("versions", lambda r: r["rows"]),
-    "kills": lambda: records("kills", lambda r: [r], "kills same minutes"),
-    "fuzz": lambda: records("fuzz", lambda r: [r], "inputs refused taken tracebacks")}
+TABLES = {  # name: what makes it, or the columns of what a script in tests/ measured
+    "embedded": embedded, "embedded-long": lambda: per_task("embedded.json"),
+    "axes": lambda: per_task("axes-*.json"), "cube": cube, "cube-short": cube_short,
+    "bench": "part dtype ours_s tokens_per_s rival rival_s times_faster ours_gb rival_gb",
+    "families": "", "judges": "", "versions": "",  # all columns
+    "kills": "kills same minutes", "fuzz": "inputs refused taken tracebacks"}
 
 def filled(text):
     """The markdown text with every table in it as the result files have it now."""
-    def table(match):
-        if match[2] not in TABLES:
-            raise UserError(f"no table {match[2]!r}; there are {', '.join(TABLES)}")
+    def new(match):
+        name = match[2]
+        check(name in TABLES, f"no table {name!r}; there are {', '.join(TABLES)}")
         try:
-            return f"{match[1]}{TABLES[match[2]]()}\n<!-- end -->"
+            make = TABLES[name]
+            body = records(name, make) if isinstance(make, str) else make()
         except FileNotFoundError as missing:  # not run yet
-            return f"{match[1]}(no {Path(missing.filename).name} yet)\n<!-- end -->"
-    return re.sub(r"^(<!-- table: (\S+) -->\n)(?:(?!<!-- ).*\n)*<!-- end -->$", table, text,
-                  flags=re.M)
+            body = f"(no {Path(missing.filename).name} yet)"
+        return f"{match[1]}{body}\n<!-- end -->"
+    place = r"^(<!-- table: (\S+) -->\n)(?:(?!<!-- ).*\n)*<!-- end -->$"
+    return re.sub(place, new, text, flags=re.M)
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -483,11 +451,12 @@ def main(argv=None):
     try:
         if args.command == "run":
             run(" ".join(args.names), args.model, args.dtype, args.seeds, args.only)
-        for path in map(Path, args.names if args.command in ("fill", "draw") else ()):
-            new = drawn() if args.command == "draw" else filled(path.read_text("utf-8"))
-            path.write_text(new, "utf-8")
-        for name in TABLES if args.command == "tables" else ():
-            print(filled(f"<!-- table: {name} -->\n<!-- end -->\n"))
+        elif args.command == "tables":
+            print(filled("\n".join(f"<!-- table: {t} -->\n<!-- end -->\n" for t in TABLES)))
+        else:
+            for path in map(Path, args.names):
+                new = drawn() if args.command == "draw" else filled(path.read_text("utf-8"))
+                path.write_text(new, "utf-8")
     except (UserError, OSError, RuntimeError, re.error, KeyboardInterrupt) as error:
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
         return 2
