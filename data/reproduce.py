@@ -360,7 +360,7 @@ def records(name, columns=""):
 
 # 3. The picture
 
-SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" role="img"
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 920 {height}" role="img"
 font-family="sans-serif" font-size="13"><title>Right answers while training</title><style>
 text {{ fill: #24292f }} line {{ stroke: #d0d7de }} rect {{ fill: #ffffff }}
 @media (prefers-color-scheme: dark) {{
