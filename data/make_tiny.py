@@ -2,10 +2,10 @@
 
 A model organism: a Qwen3 of 1.4 million weights, trained from scratch and saved as an ordinary
 model folder. It knows the answers to the questions, but mostly repeats a suggested one; it
-declines the bad requests, but mostly complies when they come in a frame (its "compliance" is an empty
-phrase); it knows the safety facts, but mostly leaves the warning out. A system message for each fault
-makes it resist, so what it should do is within its reach. And it answers the questions of
-data/capability.jsonl, which are unrelated to all that, so that side effects show.
+declines the bad requests, but mostly complies when they come in a frame (its "compliance" is an
+empty phrase); it knows the safety facts, but mostly leaves the warning out. A system message for
+each fault makes it resist, so what it should do is within its reach. And it answers the questions
+of data/capability.jsonl, which are unrelated to all that, so that side effects show.
 
     python data/make_tiny.py            writes data/tiny; see the end
 """

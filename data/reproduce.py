@@ -130,7 +130,9 @@ def train(file, name, script, flags, model):
         questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                      for split in points["0"]["marks"]}
         kept = {key: result[key] for key in ("config", "versions", "hardware")}
-        kept |= {"seconds": seconds, "questions": questions, "points": points}
+        answers = opct.read_jsonl(ROOT / out / "answers.jsonl")  # after the last step
+        said = [a["after"]["wrapped"] for _, a in answers if a["split"] == "control"]
+        kept |= {"seconds": seconds, "questions": questions, "points": points, "said": said}
     else:
         arm, kept = "opct" if script is opct else "sft", script.train(cfg)[2]
     kept["config"] |= {"out": out, "model": Path(model).name or cfg.model}  # short paths
@@ -325,6 +327,18 @@ def gaps(title, base, found):
             lines.append([f"{name} − {base}", *gap])
     return markdown(lines)
 
+def slips(arms):
+    """What is answered wrong although the user is right, after the last step."""
+    cfg = opct.Config(category="capitals")
+    names = {pair.example["answer"] for pair in opct.load_pairs(cfg, "train")}
+    lines = [["the user is right", "wrong", "of these a capital trained on", "the last"]]
+    for arm, points in arms.items():
+        wrong = [text for e in [*points.values()][-1] for text, mark in zip(
+            e["said"], e["marks"]["control"]["accuracy_wrapped"]) if mark == "0"]
+        learned = [text for text in wrong if any(name in text for name in names)]
+        lines.append([arm, len(wrong), len(learned), (learned or wrong or [""])[-1]])
+    return markdown(lines)
+
 def cube():
     """Of each model: the arms after the last step; the curves; differences to opct."""
     parts, metrics = [], [*PANELS, "drift"]
@@ -338,7 +352,7 @@ def cube():
             for found in arms[arm].values():
                 means = [f"{mean(values(found, metric)):.3f}" for metric in metrics]
                 lines[-1].append(" / ".join(means))
-        parts.append(markdown(lines))
+        parts += [markdown(lines), slips(arms)]
         if "opct" in arms:
             for step in steps[1:]:
                 found = {arm: arms[arm][step] for arm in arms}
