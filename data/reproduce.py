@@ -9,7 +9,7 @@
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
 `run` skips what is in data/results/NAME.json, or NAME-FOLDER.json; interrupted, it begins
-the unfinished run anew. A table stands between <!-- table: NAME --> and <!-- end -->.
+an unfinished run again. A table stands between <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
 import html

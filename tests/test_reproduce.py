@@ -39,7 +39,7 @@ def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
     assert "x (2): 150 × 32" in table and "| 1.5 |" in table and "old" not in table
     assert "(no cube-*.json yet)" in reproduce.filled("<!-- table: cube -->\n<!-- end -->")
 
-def test_run_begins_anew_what_has_begun_and_skips_what_is_done(place, monkeypatch, capsys):
+def test_run_starts_over_what_has_begun_and_skips_what_is_done(place, monkeypatch, capsys):
     calls = []
     def stub(cfg):
         calls.append((type(cfg).__module__, cfg.lr, cfg.seed))

@@ -86,7 +86,7 @@ def argv(out, *more):
 
 def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half):
     free = "--steps 6 --save-every 4 --eval-questions 3 --token-budget 400".split()
-    (half / "log.jsonl").unlink()  # it is written anew from the checkpoint
+    (half / "log.jsonl").unlink()  # it is written again from the checkpoint
     assert opct.main(argv(half, *free)) == 0 and outcome(half) == outcome(run[0])
     was, now = (torch.load(out / "checkpoint.pt")["config"] for out in (run[0], half))
     assert {k for k in was if now[k] != was[k]} == {
