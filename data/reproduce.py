@@ -8,8 +8,8 @@
     python data/reproduce.py fill README.md data/results/README.md    update their tables
     python data/reproduce.py draw data/results/curves.svg    the curves of cube
 
-`run` skips what is in data/results/NAME.json, or NAME-FOLDER.json; interrupted, it begins
-an unfinished run again. A table stands between <!-- table: NAME --> and <!-- end -->.
+`run` skips what is in data/results/NAME.json, or NAME-FOLDER.json; interrupted, it starts
+an unfinished run over. A table stands between <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
 import html
