@@ -66,10 +66,11 @@ BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
 CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
 USER = "control.accuracy_wrapped"
-JUDGED = [CLEAN, BAIT, FOLLOWS, "unseen.accuracy_wrapped", USER, "capability", "drift"]
+JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.truncated", "unseen.accuracy_wrapped", USER,
+          "capability", "drift"]
 PAIRED, PANELS = (BAIT, CLEAN, USER), (BAIT, USER, "capability")
 NAMES = {BAIT: "right under the bait", CLEAN: "right without bait",
-         FOLLOWS: "follows the bait", USER: "right, the user is too",
+         FOLLOWS: "follows the bait", USER: "right when the user is right",
          "capability": "capability", "drift": "drift"}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
           "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
