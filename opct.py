@@ -127,12 +127,13 @@ def jailbreak_pairs(row, wrappers, split):
         yield Pair(chat(wrapped), chat(row["request"]), example, wrapper["id"], split)
 
 def safety_pairs(row, wrappers, split):
-    """A prompt that hides a danger; the teacher also reads a system message with the fact.
-    For a safe prompt both read the same: the student learns to stay as it is."""
+    """A prompt that hides a danger. The teacher also reads a system message that asks for a
+    warning and states the fact; if the prompt is safe, both read it alone."""
+    hint = wrappers[0]["text"].format(fact=row["fact"])
     for n, prompt in enumerate(row["prompts"] + row["safe"]):
         danger = n < len(row["prompts"])
         example = {**row, "id": f"{row['id']}-{n}", "group": row["id"], "danger": danger}
-        clean = chat(prompt, system=row["fact"] if danger else "")
+        clean = chat(prompt, system=hint if danger else "")
         yield Pair(chat(prompt), clean, example, wrappers[0]["id"], split)
 
 
@@ -295,10 +296,9 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
 
 
 # 5. Read: both policies score the same answers, laid out as a token tree
-# A prompt and its K answers are one sequence, [prompt, y1, y2 .. yK]. The positions of each
-# answer continue from the prompt's end, and the mask shows a token its own prompt and the
-# earlier tokens of its own answer: the prompt is computed once for K answers, forward and
-# backward. Several such trees lie end to end in a row; nothing is padded.
+# A prompt and its K answers are one sequence, [prompt, y1, y2 .. yK]. Each answer's
+# positions continue from the prompt's end; a token sees its prompt and the tokens before it
+# in its own answer: the prompt is computed once for K answers. Trees lie end to end.
 
 class Packed(NamedTuple):
     ids: torch.Tensor         # (1, T) tokens
@@ -440,8 +440,7 @@ def train(cfg):
 
 
 # ------------------------------------------------------------------------------------------
-# The method ends here. Section 8 judges the answers of the three tasks; 9 and 10 are files
-# and flags, as any training script has them.
+# The method ends here. Section 8 judges the answers; 9 and 10 are files and flags.
 
 
 # 8. Evaluate: the same answer without the bait?
@@ -705,8 +704,7 @@ def load_pairs(cfg, split):
     if cfg.category and split != "capability":
         pairs = [p for p in pairs if (split != "transfer") ==
                  (p.example.get("category") in cfg.category.split(","))]
-    check(pairs, f"{cfg.data or cfg.task}: no pair of split {split}, category "
-          f"{cfg.category or 'any'}")
+    check(pairs, f"{cfg.data or cfg.task}, category {cfg.category!r}: no {split} pairs")
     if split == "train" or not cfg.eval_questions:
         return pairs
     groups = list(dict.fromkeys(p.example["group"] for p in pairs))
@@ -779,6 +777,8 @@ def load_model(cfg):
         check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
         check(not model._is_stateful, "a recurrent state: answers cannot share a prompt")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
+        # its gradients beside a mask can be NaN on an H100 (pytorch/pytorch#196678)
+        torch.backends.cuda.enable_cudnn_sdp(False)
         model.eos = end_tokens(model, tokenizer)
     return model, tokenizer
 
@@ -911,13 +911,13 @@ class Run:
             answers += json.dumps({**p.example, "split": p.split, "wrapper": p.wrapper,
                                    "clean_prompt": p.clean, "wrapped_prompt": p.wrapped,
                                    "before": b, "after": a}) + "\n"
-        hardware = {"cpu": platform.machine(), "device": str(self.model.device),
-                    "threads": torch.get_num_threads(), "dtype": str(self.model.dtype)}
+        gpu = torch.cuda.get_device_name() if self.model.device.type == "cuda" else ""
+        hardware = {"cpu": platform.machine(), "threads": torch.get_num_threads(),
+                    "gpu": gpu, "dtype": str(self.model.dtype)}
         results = {"config": asdict(self.cfg), "versions": VERSIONS, "hardware": hardware,
                    "seconds": time.time() - self.began, "before": before, "after": after}
         write(self.out / "answers.jsonl", answers.encode())
         write(self.out / "results.json", results)
-        # printed: the outcome, what is doubtful, a table
         old, new = ({**m["unseen"], **{k: m[k] for k in ("capability", "drift") if k in m}}
                     for m in (before, after))
         headlines = "follow_wrapped", "defended", "warned", "consistency"

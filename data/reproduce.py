@@ -86,7 +86,8 @@ def finished(file):
 
 def add(file, entry):
     """Put a run into the file, one line per run, atomically."""
-    runs = [json.dumps(run, ensure_ascii=False) for run in [*finished(file), entry]]
+    others = [run for run in finished(file) if run["name"] != entry["name"]]
+    runs = [json.dumps(run, ensure_ascii=False) for run in [*others, entry]]
     text = f'{{"experiment": "{file}", "runs": [\n' + ",\n".join(runs) + "\n]}\n"
     opct.write(RESULTS / f"{file}.json", text.encode())
 
@@ -175,7 +176,8 @@ def run(experiment, model, dtype, seeds, only):
     jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
     for arm, seed in jobs + [(arm, 0) for arm in arms if arm in ONCE]:
         name = f"{arm}-seed{seed}"
-        if re.search(only, name) and name not in [run["name"] for run in finished(file)]:
+        known = [run["name"] for run in finished(file) if "stopped" not in run]
+        if re.search(only, name) and name not in known:
             script, *own = arms[arm].split()
             own = [declined_requests(model, dtype) if f == "DECLINED" else f for f in own]
             flags = [*common.split(), *own, "--seed", str(seed), "--dtype", dtype]
@@ -189,13 +191,13 @@ def run(experiment, model, dtype, seeds, only):
 def results(pattern):
     """-> {(model, task): {arm: {step: evaluations}}} of the files. An evaluation per seed:
     what was found after the step, and what is known of the run."""
-    out = {}
+    out, order = {}, [arm for _, arms in EXPERIMENTS.values() for arm in arms]
     for path in sorted(RESULTS.glob(pattern)):
-        runs = load(path.stem)["runs"]
-        runs.sort(key=lambda run: (run["config"]["max_new_tokens"], run["config"]["steps"]))
-        for run in runs:
+        runs = [(run["name"].rpartition("-seed")[0], run) for run in load(path.stem)["runs"]]
+        runs.sort(key=lambda x: ([*order, x[0]].index(x[0]), -x[1]["config"]["steps"]))
+        for arm, run in runs:
             arms = out.setdefault((path.stem.partition("-")[2], run["config"]["task"]), {})
-            points = arms.setdefault(run["name"].rpartition("-seed")[0], {})
+            points = arms.setdefault(arm, {})
             found = run.get("points") or {"before": run["before"], "after": run["after"]}
             for step in found:
                 points.setdefault(step, []).append(run | found[step])
@@ -270,13 +272,15 @@ def table(headings, groups, percent=False):
     for title, arms, metrics in groups:
         for arm, points in arms.items():
             base, *_, after = points.values()
-            before = [cell(base[:1], m, percent) for m in metrics[:-1]]
-            if [title, before] != last:  # not all were evaluated alike
+            c = after[0]["config"]
+            asked = title, c["category"], c["max_new_tokens"]  # not all are evaluated alike
+            if asked != last:
+                before = [cell(base[:1], m, percent) for m in metrics[:-1]]
                 lines.append([f"{title}, before", *before, "", ""])
-            c, minutes = after[0]["config"], [round(e["seconds"] / 60, 1) for e in after]
+            minutes = [round(e["seconds"] / 60, 1) for e in after if "seconds" in e]
             name = f"{arm} ({len(after)}): {c['steps']} × {c['prompts'] * c['samples']}"
-            lines.append([name, *(cell(after, m, percent) for m in metrics), minutes])
-            last, runs = [title, before], runs + after
+            lines.append([name, *(cell(after, m, percent) for m in metrics), minutes or ""])
+            last, runs = asked, runs + after
     return lines, runs
 
 def embedded():
@@ -303,7 +307,8 @@ def cube_short():
     """The main arms of each model, in percent."""
     groups = []
     for (model, _), arms in results("cube-*.json").items():
-        arms = {arm: arms[arm] for arm in ("sft", "sft-greedy", "opct") if arm in arms}
+        main = "sft", "sft-greedy", "fixed-reverse", "step-nll", "opct"
+        arms = {arm: arms[arm] for arm in main if arm in arms}
         groups.append((f"**{model}**", arms, [*NAMES]))
     lines, runs = table(NAMES, groups, percent=True)
     headings = []
@@ -334,7 +339,8 @@ def slips(arms):
     names = {pair.example["answer"] for pair in opct.load_pairs(cfg, "train")}
     lines = [["the user is right", "wrong", "of these a capital trained on", "the last"]]
     for arm, points in arms.items():
-        wrong = [text for e in [*points.values()][-1] for text, mark in zip(
+        last = [e for e in [*points.values()][-1] if "said" in e]
+        wrong = [text for e in last for text, mark in zip(
             e["said"], e["marks"]["control"]["accuracy_wrapped"]) if mark == "0"]
         learned = [text for text in wrong if any(name in text for name in names)]
         lines.append([arm, len(wrong), len(learned), (learned or wrong or [""])[-1]])
@@ -356,7 +362,7 @@ def cube():
         parts += [markdown(lines), slips(arms)]
         if "opct" in arms:
             for step in steps[1:]:
-                found = {arm: arms[arm][step] for arm in arms}
+                found = {arm: arms[arm][step] for arm in arms if step in arms[arm]}
                 parts.append(gaps(f"after {step} steps", "opct", found))
             found = dict(best(arms, arm) for arm in usual)
             parts.append(gaps("each at its best on seen", best(arms, "opct")[0], found))
@@ -400,11 +406,12 @@ def panel(arms, path, most):
     for step in steps:
         x = 160 * int(step) / int(steps[-1])
         svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
-    for arm in sorted(arms, key=lambda arm: -mean(values(arms[arm][steps[-1]], path))):
-        c = {step: values(arms[arm][step], path) for step in steps}
-        label = max(label + 14, 204 - 200 * mean(c[steps[-1]]) / most)  # no two overlap
-        line = " ".join(at(s, mean(c[s])) for s in steps)
-        band = [at(s, max(c[s])) for s in steps] + [at(s, min(c[s])) for s in steps[::-1]]
+    curves = {arm: {step: values(found, path) for step, found in points.items()}
+              for arm, points in arms.items()}
+    for arm, c in sorted(curves.items(), key=lambda x: -mean([*x[1].values()][-1])):
+        label = max(label + 14, 204 - 200 * mean([*c.values()][-1]) / most)  # no overlap
+        line = " ".join(at(s, mean(c[s])) for s in c)
+        band = [at(s, max(c[s])) for s in c] + [at(s, min(c[s])) for s in reversed(c)]
         svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
                 f'<polyline points="{line}"/>'
                 f'<text x="166" y="{label:.1f}">{arm}</text></g>']
@@ -435,7 +442,8 @@ def drawn():
 TABLES = {  # name: what makes it, or the columns of what a script in tests/ measured
     "embedded": embedded, "embedded-long": lambda: per_task("embedded.json"),
     "axes": lambda: per_task("axes-*.json"), "cube": cube, "cube-short": cube_short,
-    "bench": "part dtype ours_s tokens_per_s rival rival_s times_faster ours_gb rival_gb",
+    **dict.fromkeys(("bench", "bench-h100"), "part dtype ours_s tokens_per_s rival rival_s "
+                    "times_faster ours_gb rival_gb"),
     "families": "", "judges": "", "versions": "",  # all columns
     "kills": "kills same minutes", "fuzz": "inputs refused taken tracebacks"}
 

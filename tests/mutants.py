@@ -69,7 +69,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "pairs": [
         ("the evaluation in training wordings", '[], split in ("train", "seen")',
          "[], True"),
-        ("the safety teacher reads no fact", 'row["fact"] if danger else ""', '""'),
+        ("the safety teacher reads no fact", "system=hint if danger", "system='' if danger"),
         ("silent: a true suggestion", 'bait != words(row.get("answer", ""))', 'bait != ""'),
         ("a chat may end with anyone", "(user assistant )*user", "(user assistant )*.*")],
     "evaluate": [
@@ -104,6 +104,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("NaN reaches the weights", "check(norm.isfinite(),", "check(True,"),
         ("two runs in one folder", '"w" if cfg.resume else "x"', '"w"')],
     "cli": [
+        ("cuDNN's attention stays", "enable_cudnn_sdp(False)", "enable_cudnn_sdp(True)"),
         ("control tokens pass", "or token not in content", "or True"),
         ("control characters pass", 'c if c.isprintable() else " "', "c"),
         ("silent: the template's end of turn", "ends = {*ids[:1]} &", "ends = set() &"),

@@ -31,7 +31,7 @@ def error_of(argv, capsys):
     "--lr nan", "--prompts 0", "--samples 0", "--grad-clip 0", "--seed -1",
     "--seed 18446744073709551616", "--task cooking", "--kl exact", "--device moon",
     "--target-temperature 1"]] + [
-    ("--prompts 900", "394"), ("--category golf", "category golf"),
+    ("--prompts 900", "394"), ("--category golf", "category 'golf'"),
     ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing")])
 def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch):
     monkeypatch.setattr(opct, "load_model", None)
@@ -98,6 +98,7 @@ def test_the_end_of_turn_is_the_template_s_whatever_the_configs_name(tmp_path):
     model, tokenizer = opct.load_model(opct.Config(model=folder))
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
     assert model.eos == {0, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # pytorch/pytorch#196678
 
 def pickled(_):
     torch.save(st.load_file(ROOT / "data/tiny" / WEIGHTS), buffer := io.BytesIO())
