@@ -66,7 +66,8 @@ BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
 CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
 USER = "control.accuracy_wrapped"
-JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.truncated", "unseen.accuracy_wrapped", USER,
+JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.unparsed", "transfer.truncated",
+          "unseen.accuracy_wrapped", USER,
           "capability", "drift"]
 PAIRED, PANELS = (BAIT, CLEAN, USER), (BAIT, USER, "capability")
 NAMES = {BAIT: "right under the bait", CLEAN: "right without bait",
@@ -234,7 +235,8 @@ def cell(evaluations, path, percent=False):
         pairs = [(mark, question) for question in marks for mark in marks[question]]
         found = [opct.interval(*zip(*pairs))]
     bounds = min(m["low"] for m in found), max(m["high"] for m in found)
-    scale, digits = (100, 0) if percent else (1, 4 if path == "drift" else 3)
+    drift = path == "drift"  # in nats, not a share
+    scale, digits = (100, 0) if percent and not drift else (1, 4 if drift else 3)
     middle, least, most, low, high = (
         f"{scale * x:.{digits}f}" for x in (mean(seeds), min(seeds), max(seeds), *bounds))
     n, clusters = (shown([m[key] for m in found]) for key in ("n", "clusters"))
@@ -314,7 +316,7 @@ def cube_short():
     for metric, name in NAMES.items():
         n, better = dig(runs, metric)[0]["clusters"], "↓" if metric == FOLLOWS else "↑"
         headings.append(f"{name} {better} (n {n})")
-    lines[0][1:-1] = [*headings[:-1], "drift, nats per 100 tokens ↓"]
+    lines[0][1:] = [*headings[:-1], "drift, nats per token ↓", "minutes on 2 CPU cores"]
     return markdown(lines, runs)
 
 def best(arms, arm):
@@ -336,13 +338,16 @@ def slips(arms):
     """What is answered wrong although the user is right, after the last step."""
     cfg = opct.Config(category="capitals")
     names = {pair.example["answer"] for pair in opct.load_pairs(cfg, "train")}
-    lines = [["the user is right", "wrong", "of these a capital trained on", "the last"]]
+    lines = [["the user is right", "answers", "wrong", "of these a capital trained on",
+              "an example"]]
     for arm, points in arms.items():
-        last = [e for e in [*points.values()][-1] if "said" in e]
-        wrong = [text for e in last for text, mark in zip(
-            e["said"], e["marks"]["control"]["accuracy_wrapped"]) if mark == "0"]
+        said = [pair for e in [*points.values()][-1] if "said" in e for pair in zip(
+            e["said"], e["marks"]["control"]["accuracy_wrapped"])]
+        wrong = [text for text, mark in said if mark == "0"]
         learned = [text for text in wrong if any(name in text for name in names)]
-        lines.append([arm, len(wrong), len(learned), (learned or wrong or [""])[-1]])
+        example = (learned or wrong or [""])[-1]
+        if said:
+            lines.append([arm, len(said), len(wrong), len(learned), example])
     return markdown(lines)
 
 def cube():
