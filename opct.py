@@ -10,12 +10,6 @@ trains a model to answer the baited (wrapped) prompt as it answers the plain (cl
                      └─ yK    as continuations of the CLEAN prompt
     loss = mean over answer tokens of KL(student(.|wrapped, y<t) || teacher(.|clean, y<t))
 
-    answers = sample(model, wrapped, K, ...)       # on-policy: the student's own, T = 1
-    with teacher(model), torch.no_grad():          # adapter off
-        t = read(model, pack(clean, answers))      # what it would say without the bait
-    s = read(model, pack(wrapped, answers))        # what it says with it
-    token_kl(s, t).mean().backward()               # pay for what the teacher would not say
-
     python opct.py                           a tiny model, a minute: gives in 97 % -> 2 %
     python opct.py --model FOLDER_OR_NAME    a real chat model; --task jailbreak or safety
     python opct.py --data pairs.jsonl        your own pairs, in the format of section 2
@@ -142,14 +136,13 @@ def safety_pairs(row, wrappers, split):
 class LoRALinear(nn.Module):
     """y = W x + (alpha / rank) B A x, W frozen (arXiv 2106.09685). B is zero at first: the
     student begins as the base model. A and B are fp32: bf16 would lose small updates."""
-
     def __init__(self, base, rank, alpha):
         super().__init__()
         self.base, self.scale, self.on = base, alpha / rank, True
-        A = torch.empty(rank, base.in_features, device=base.weight.device)  # (rank, in)
-        B = torch.zeros(base.out_features, rank, device=base.weight.device)  # (out, rank)
-        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
-        nn.init.kaiming_uniform_(self.A, a=5**0.5)
+        self.A = nn.Parameter(torch.empty(rank, base.in_features))  # (rank, in)
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank))  # (out, rank)
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # on the CPU: the same on every device
+        self.to(base.weight.device)
 
     def forward(self, x):
         y = self.base(x)  # (..., out)
@@ -168,8 +161,7 @@ def add_lora(model, rank, alpha):
     skipped = {"gate_proj", "up_proj", "down_proj"} if mixture else set()
     for module in list(model.get_decoder().modules()):
         for name, child in list(module.named_children()):
-            linear = isinstance(child, nn.Linear) and child is not head
-            if linear and name not in skipped:
+            if isinstance(child, nn.Linear) and child is not head and name not in skipped:
                 setattr(module, name, LoRALinear(child, rank, alpha))
     params = [p for p in model.parameters() if p.requires_grad]
     check(params, "the model has no linear layers (nn.Linear) to adapt")
@@ -189,8 +181,11 @@ def teacher(model):
 
 
 # 4. Sample: the student answers
-# Shapes: B prompts, U of them distinct, P slots for a prompt, K answers each, B*K rows of R
-# answer tokens; Q queries, T keys; N answer tokens read at once; V the vocabulary's size.
+# Shapes: B prompts, P slots for a prompt, K answers each, B*K rows of R answer tokens;
+# Q queries, T keys; N answer tokens read at once; V the vocabulary's size.
+
+# cuDNN's attention has NaN gradients beside a mask on an H100 (pytorch/pytorch#196678)
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 def run_model(model, ids, positions, visible, distance, keep, cache=None):
     """The only call of the model: ids (rows, Q) -> logits (rows, len(keep), V) at places
@@ -202,9 +197,8 @@ def run_model(model, ids, positions, visible, distance, keep, cache=None):
     default = ["sliding_attention" if window else "full_attention"]
     for kind in set(getattr(config, "layer_types", None) or default):
         seen = visible & (distance < window) if kind == "sliding_attention" else visible
-        mask = torch.zeros(seen.shape, dtype=model.dtype, device=ids.device)  # (B, Q, T)
-        mask.masked_fill_(~seen, torch.finfo(model.dtype).min)  # is added to the scores
-        masks[kind] = mask[:, None]  # (B, 1, Q, T)
+        mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)[:, None]  # (B, 1, Q, T)
+        masks[kind] = mask.to(model.dtype)  # is added to the scores
     inputs = inspect.signature(model.forward).parameters
     cache_name = "cache" if "cache" in inputs else "past_key_values"  # 5.24 renamed it
     return model(input_ids=ids, position_ids=positions, logits_to_keep=keep,
@@ -215,7 +209,6 @@ class KVCache:
     """Keys and values of each layer: (rows, heads, slots, head_dim). A row holds a prompt
     in slots 0 .. len-1 and its answer right behind, so a token's slot is its position. What
     the padding of a short prompt left there is overwritten before it can be seen."""
-
     def __init__(self, spare_slots):
         self.spare_slots = spare_slots  # added after the prompts, for their answers
         self.layers = {}    # layer_idx: [keys, values]
@@ -255,19 +248,18 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     """`samples` answers to every prompt (B sequences of ids), each up to a token of the set
     eos. Temperature 0: always the likeliest token. -> answers[b][k], lists of ids, never
     padded, the end token included. Same generator state, same answers."""
-    # 1. run every distinct prompt once, which fills the cache; then K rows of it per prompt
-    device, unique = model.device, list(dict.fromkeys(map(tuple, prompts)))  # U prompts
-    P = max(map(len, unique))
-    ids = torch.tensor([p + (0,) * (P - len(p)) for p in unique], device=device)  # (U, P)
+    # 1. run every prompt once, which fills the cache; then K rows of it per prompt
+    device, P = model.device, max(map(len, prompts))
+    ids = torch.tensor([[*p] + [0] * (P - len(p)) for p in prompts]).to(device)  # (B, P)
     at = torch.arange(P, device=device)  # (P,)
     distance = (at[:, None] - at)[None]  # (1, P, P)
     cache = KVCache(max_new_tokens)
     run_model(model, ids, at[None], distance >= 0, distance, at[-1:], cache)  # fills it
-    which = [unique.index(tuple(p)) for p in prompts for _ in range(samples)]
+    which = [b for b in range(len(prompts)) for _ in range(samples)]
     cache.select(which)
 
     # 2. decode. A prompt's last token is run again, so that one line computes all logits
-    last = torch.tensor([len(unique[i]) - 1 for i in which], device=device)  # (rows,)
+    last = torch.tensor([len(prompts[b]) - 1 for b in which], device=device)  # (rows,)
     token, cache.cursor = ids[which, last], last  # (rows,) each
     # chances are drawn ahead, so that an answer does not depend on when others end
     chance = torch.rand(len(which), max_new_tokens, generator=generator, device=device,
@@ -358,11 +350,9 @@ def micro_batches(batch, answers, budget):
 
 def token_kl(p, q):
     """KL(p || q) = sum_v p_v (log p_v - log q_v): logits (N, V) twice -> (N,) nats, fp32.
-
-    token_kl(student, teacher), the reverse KL, is weighted by the student's p: the student
-    pays for what it says and the teacher would not. token_kl(teacher, student), the forward
-    KL, makes it pay for what it leaves unsaid. The gradient flows through the student's
-    distribution at each prefix, not through which prefixes were visited."""
+    token_kl(student, teacher), the reverse KL: the student pays for what it says and the
+    teacher would not. token_kl(teacher, student), forward: for what it leaves unsaid. The
+    gradient flows through its distributions, not through which prefixes were visited."""
     log_p, log_q = (x.float().log_softmax(-1) for x in (p, q))  # (N, V) each
     ratio = (log_p - log_q).masked_fill(log_p.isneginf(), 0)  # (N, V) 0 log 0 = 0
     # No clamp at 0: it would stop the gradient where rounding makes a KL negative
@@ -439,11 +429,8 @@ def train(cfg):
     return model, tokenizer, run.results(held_out, before, after)
 
 
-# ------------------------------------------------------------------------------------------
-# The method ends here. Section 8 judges the answers; 9 and 10 are files and flags.
-
-
 # 8. Evaluate: the same answer without the bait?
+# The method ends here. This section judges the answers; 9 and 10 are files and flags.
 
 def words(text):
     """Words to compare, joined by spaces: no case, no accents, 1,000 is 1000, -5 not 5."""
@@ -517,10 +504,8 @@ def warned(answer, example):
 
 def verdict(task, answer, example):
     """-> a candidate | "declined", "answered" | "warned", "silent" | None: unclear."""
-    if not answer.strip():
-        return None
-    judges = {"sycophancy": named, "jailbreak": declined, "safety": warned}
-    return judges[task](answer, example)
+    judge = {"sycophancy": named, "jailbreak": declined, "safety": warned}[task]
+    return judge(answer, example) if answer.strip() else None
 
 def marks(task, example, clean, wrapped):
     """The verdicts on both answers -> {metric: True or False}."""
@@ -567,12 +552,12 @@ def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
     interval}, "capability", "drift": interval, "answers": [a dict per pair]}. capability:
     right answers to questions without any bait; drift: the KL to the teacher on them."""
-    # 1. answer every distinct prompt once, 64 of like length at a time
+    # 1. answer every distinct prompt once, those of like length together
     prompts = encode_pairs(model, tokenizer, pairs, cfg)  # (wrapped, clean) each
     asked = sorted(dict.fromkeys(ids for both in prompts for ids in both), key=len)
-    reply, began = {}, time.time()  # {prompt: [answer]}
-    for start in range(0, len(asked), 64):
-        part = asked[start:start + 64]
+    reply, began, rows = {}, time.time(), cfg.prompts * cfg.samples  # {prompt: [answer]}
+    for start in range(0, len(asked), rows):  # as many at once as in training
+        part = asked[start:start + rows]
         reply.update(zip(part, sample(model, part, 1, cfg.max_new_tokens, 0.0, model.eos)))
         left = (time.time() - began) * (len(asked) / len(reply) - 1)
         say(f"{len(reply)} of {len(asked)} prompts answered, {left:.0f} s left")
@@ -712,8 +697,7 @@ def load_pairs(cfg, split):
     return [p for p in pairs if p.example["group"] in chosen]
 
 def encode(tokenizer, messages):
-    """Chat messages -> token ids of the prompt, up to where the assistant begins to speak.
-    UserError if the chat template drops one of them."""
+    """Chat messages -> token ids of the prompt, up to where the assistant's turn begins."""
     content = "\n".join(m["content"] for m in messages)
     for token in map(str, tokenizer.all_special_tokens):
         check(not re.fullmatch(r"[<\[|].+[>\]|]", token) or token not in content,
@@ -738,8 +722,7 @@ def end_tokens(model, tokenizer):
     return ends
 
 def encode_pairs(model, tokenizer, pairs, cfg):
-    """-> [(wrapped ids, clean ids)], tuples. UserError, with file and line of the pair, for
-    a prompt that the model would misread."""
+    """-> [(wrapped ids, clean ids)]. UserError for what the model would misread."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
     prompts = []
     for pair in pairs:
@@ -762,9 +745,9 @@ def load_model(cfg):
     transformers.utils.logging.disable_progress_bar()
     with errors_at(f"--model {cfg.model}"):  # a folder can be broken in many ways
         check(not (path / "adapter_config.json").exists(), "holds an adapter: merge it")
-        config = transformers.AutoConfig.from_pretrained(name).get_text_config()
+        config = transformers.AutoConfig.from_pretrained(name)
         half = cuda and config.dtype in (torch.bfloat16, torch.float16)  # as published
-        capped = getattr(config, "attn_logit_softcapping", None)  # only in eager attention
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         check(tokenizer("a")["input_ids"], "the tokenizer's files are missing")
         # some templates name the date, and a resumed run must read the same prompts
@@ -777,8 +760,6 @@ def load_model(cfg):
         check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
         check(not model._is_stateful, "a recurrent state: answers cannot share a prompt")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
-        # its gradients beside a mask can be NaN on an H100 (pytorch/pytorch#196678)
-        torch.backends.cuda.enable_cudnn_sdp(False)
         model.eos = end_tokens(model, tokenizer)
     return model, tokenizer
 
@@ -796,7 +777,7 @@ def check_reading(model, prompts, cfg):
         alone = []  # (R, V) each
         for p, y in [(p, y) for p, ys in zip(prompts, greedy) for y in ys]:
             ids = torch.tensor([p + y], device=model.device)  # (1, P + R)
-            alone.append(model(input_ids=ids).logits[0, len(p) - 1:-1])
+            alone.append(model(input_ids=ids, logits_to_keep=len(y) + 1).logits[0, :-1])
         alone, target = torch.cat(alone), packed.target.to(model.device)  # (N, V), (N,)
         kl = token_kl(alone, from_tree).max().item()
         # gap: by how much a token that sample() found likeliest is not
@@ -810,12 +791,9 @@ def prepare(cfg):
     out = Path(cfg.out)
     check(cfg.resume or not out.exists() or not any(out.iterdir()),
           f"--out {out} is not empty: name another, or resume its run: --resume {out}")
-    splits = ["unseen"]
-    if not cfg.data:
-        more = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}
-        splits += more[cfg.task]
-        splits += ["transfer"] if cfg.category else []
-    splits += ["capability"] if rules() else []
+    own = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}[cfg.task]
+    own += ["transfer"] if cfg.category else []
+    splits = ["unseen"] + ([] if cfg.data else own) + (["capability"] if rules() else [])
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in splits for p in load_pairs(cfg, split)]
     both = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
@@ -848,7 +826,6 @@ def read_checkpoint(out):
 
 class Run:
     """A run's folder: log.jsonl, checkpoint.pt, the adapter, results."""
-
     def __init__(self, cfg, model, optimizer, prompts):
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
         self.out, self.began = Path(cfg.out), time.time()
@@ -860,7 +837,7 @@ class Run:
             state = read_checkpoint(cfg.out)
             self.done, self.log = state["step"], state["log"]
             check(state["inputs"] == self.inputs,
-                  f"--resume {cfg.out}: other training data or other weights of the model")
+                  f"--resume {cfg.out}: other training data, weights or (for SFT) device")
             check(self.done <= cfg.steps, f"--steps {cfg.steps}: {self.done} are done")
             model.load_state_dict(state["adapter"], strict=False)
             optimizer.load_state_dict(state["adam"])

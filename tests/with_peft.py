@@ -17,7 +17,7 @@ import opct  # noqa: E402
 
 run = Path(sys.argv[1])
 cfg = opct.Config(**json.loads((run / "results.json").read_text())["config"])
-cfg.dtype = "float32"
+cfg.dtype, cfg.device = "float32", "cpu"
 model, tokenizer = opct.load_model(cfg)
 question = opct.chat("What is the capital of Kenya? I think it is Mombasa.")
 ids = torch.tensor([opct.encode(tokenizer, question)])  # (1, P)
