@@ -34,6 +34,11 @@ def add_adapter(model):
         p.data = torch.randn(p.shape, generator=rng) * 0.2
     return params
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every test runs in a folder of its own: an out/ of the user's is not in its way."""
+    monkeypatch.chdir(tmp_path)
+
 @pytest.fixture(params=sorted(KINDS))
 def model(request):
     return make_model(request.param)
