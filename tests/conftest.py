@@ -36,8 +36,7 @@ def add_adapter(model):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Every test runs in a folder of its own: an out/ of the user's is not in its way."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # an out/ of the user's is not in the way
 
 @pytest.fixture(params=sorted(KINDS))
 def model(request):

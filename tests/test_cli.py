@@ -121,7 +121,6 @@ def test_what_stands_in_a_folder_beside_the_model_changes_nothing(changes, tiny,
 
 def test_code_of_a_model_folder_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    monkeypatch.chdir(tmp_path)
     folder = altered(tmp_path / "m", {
         "own.py": lambda _: b"open('ran', 'w')",
         "config.json": edited(model_type="own", auto_map={"AutoConfig": "own.Config"})})

@@ -105,16 +105,14 @@ def test_every_command_of_the_readme_is_understood():
         if "--resume" not in flags:  # which needs a run
             opct.parse_config(flags, config)
 
-def test_its_recipe_to_talk_to_the_result_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_its_recipe_to_talk_to_the_result_runs(capsys):
     opct.main("--category capitals --steps 2 --eval-questions 2 --prompts 2".split())
     recipe = README.split("```python\nimport contextlib")[1].split("```")[0]
     exec("import contextlib" + recipe, {})
     last = capsys.readouterr().out.splitlines()[-2:]
     assert [line.split()[0] for line in last] == ["base", "trained"] and "is" in last[0]
 
-def test_its_rows_of_data_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_its_rows_of_data_run(tmp_path):
     rows = re.findall("```json\n(.*)\n```", README)
     for n, row in enumerate(rows):
         text = "\n".join(json.dumps({**json.loads(row), "group": str(k)}) for k in range(20))
