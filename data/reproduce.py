@@ -67,8 +67,7 @@ MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for ever
 CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
 USER = "control.accuracy_wrapped"
 JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.unparsed", "transfer.truncated",
-          "unseen.accuracy_wrapped", USER,
-          "capability", "drift"]
+          "unseen.accuracy_wrapped", USER, "capability", "drift"]
 PAIRED, PANELS = (BAIT, CLEAN, USER), (BAIT, USER, "capability")
 NAMES = {BAIT: "right under the bait", CLEAN: "right without bait",
          FOLLOWS: "follows the bait", USER: "right when the user is right",
@@ -138,7 +137,8 @@ def train(file, name, script, flags, model):
         kept |= {"seconds": seconds, "questions": questions, "points": points, "said": said}
     else:
         arm, kept = "opct" if script is opct else "sft", script.train(cfg)[2]
-    kept["config"] |= {"out": out, "model": Path(model).name or cfg.model}  # short paths
+    kept["config"] |= {"out": out, "model": Path(model).name or cfg.model,  # short paths
+                       "data": cfg.data.removeprefix(f"{ROOT}/")}
     return {"arm": arm, "name": name, **kept}
 
 def declined_requests(model, dtype):

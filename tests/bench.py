@@ -224,8 +224,9 @@ def main():
     except ImportError:
         print("TRL cannot be imported: the step is not compared", file=sys.stderr)
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
+    workload = {k: v for k, v in vars(args).items() if k not in ("write", "side", "model")}
     hardware = {"cpu": platform.machine(), "gpu": gpu, "threads": torch.get_num_threads()}
-    result = {"workload": {**vars(args)}, "versions": {**opct.VERSIONS, **found},
+    result = {"workload": workload, "versions": {**opct.VERSIONS, **found},
               "hardware": hardware, "rows": []}
     with tempfile.TemporaryDirectory() as args.model:
         make_model(args.model, args.shape, args.device)

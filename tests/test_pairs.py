@@ -52,10 +52,10 @@ def test_the_student_reads_the_bait_the_teacher_does_not_and_all_else_is_alike()
     for p in splits_of("jailbreak")["unseen"]:
         assert p.clean[0]["content"] == p.example["request"] in p.wrapped[0]["content"]
         assert len(p.wrapped[0]["content"]) > len(p.example["request"]) + 50
+    hint = rows_of("safety_wrappers")[0]["text"]
     for p in splits_of("safety")["train"]:  # no hint belongs to a safe prompt
-        *hint, prompt = p.clean
-        assert [prompt] == p.wrapped and len(hint) == p.example["danger"]
-        assert not hint or hint[0]["content"].endswith(p.example["fact"])
+        shown = hint.format(fact=p.example["fact"]) if p.example["danger"] else ""
+        assert p.clean == opct.chat(p.wrapped[0]["content"], shown) and "{fact}" in hint
 
 @pytest.fixture
 def own(tmp_path):

@@ -133,7 +133,7 @@ def test_a_model_may_move_but_not_change(half, tmp_path, capsys):
     assert opct.main(argv(half, "--steps", "4", "--model", moved)) == 0
     other = altered(tmp_path / "other", {WEIGHTS: lambda old: st.save(
         {name: w * 1.001 for name, w in st.load(old).items()}, {"format": "pt"})})
-    refused(half, "weights", capsys, "--steps", "5", "--model", other)
+    refused(half, "other training data, weights", capsys, "--steps", "5", "--model", other)
 
 def test_a_damaged_or_missing_checkpoint_is_one_line(half, capsys):
     whole = (half / "checkpoint.pt").read_bytes()
