@@ -352,7 +352,7 @@ def token_kl(p, q):
     """KL(p || q) = sum_v p_v (log p_v - log q_v): logits (N, V) twice -> (N,) nats, fp32.
     token_kl(student, teacher), the reverse KL: the student pays for what it says and the
     teacher would not. token_kl(teacher, student), forward: for what it leaves unsaid. The
-    gradient flows through its distributions, not through which prefixes were visited."""
+    gradient flows through the student's distribution, not through the prefixes visited."""
     log_p, log_q = (x.float().log_softmax(-1) for x in (p, q))  # (N, V) each
     ratio = (log_p - log_q).masked_fill(log_p.isneginf(), 0)  # (N, V) 0 log 0 = 0
     # No clamp at 0: it would stop the gradient where rounding makes a KL negative
@@ -747,6 +747,7 @@ def load_model(cfg):
         check(not (path / "adapter_config.json").exists(), "holds an adapter: merge it")
         config = transformers.AutoConfig.from_pretrained(name)
         half = cuda and config.dtype in (torch.bfloat16, torch.float16)  # as published
+        # capped attention scores: only transformers' eager attention has them
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         check(tokenizer("a")["input_ids"], "the tokenizer's files are missing")
