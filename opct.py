@@ -553,7 +553,7 @@ def evaluate(model, tokenizer, pairs, cfg):
     interval}, "capability", "drift": interval, "answers": [a dict per pair]}. capability:
     right answers to questions without any bait; drift: the KL to the teacher on them."""
     # 1. answer every distinct prompt once, those of like length together
-    prompts = encode_pairs(model, tokenizer, pairs, cfg)  # (wrapped, clean) each
+    prompts = list(encode_pairs(model, tokenizer, pairs, cfg))  # (wrapped, clean) each
     asked = sorted(dict.fromkeys(ids for both in prompts for ids in both), key=len)
     reply, began, rows = {}, time.time(), cfg.prompts * cfg.samples  # {prompt: [answer]}
     for start in range(0, len(asked), rows):  # as many at once as in training
@@ -618,14 +618,12 @@ def errors_at(place):
         raise UserError(f"{place}: {kind}{str(e):.400}".replace("\n", " ")) from e
 
 def read_jsonl(path):
-    """-> [("FILE, line N", object)] of a JSON-lines file."""
-    rows = []
+    """Yields ("FILE, line N", object) for each line of a JSON-lines file."""
     for n, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if line.strip():
             where = f"{path}, line {n}"
             with errors_at(f"{where}: not a JSON object; data/convert.py makes them"):
-                rows.append((where, dict(json.loads(line))))
-    return rows
+                yield where, dict(json.loads(line))
 
 def same_types(x, example):
     """Does x, as read from JSON, have the types of the example?"""
@@ -722,9 +720,8 @@ def end_tokens(model, tokenizer):
     return ends
 
 def encode_pairs(model, tokenizer, pairs, cfg):
-    """-> [(wrapped ids, clean ids)]. UserError for what the model would misread."""
+    """Yields (wrapped ids, clean ids). UserError for what the model would misread."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
-    prompts = []
     for pair in pairs:
         with errors_at(f"{pair.wrapper}, {pair.clean[-1]['content']:.50}"):
             both = tuple(tuple(encode(tokenizer, m)) for m in (pair.wrapped, pair.clean))
@@ -734,8 +731,7 @@ def encode_pairs(model, tokenizer, pairs, cfg):
                   "the chat template leaves out what differs between wrapped and clean")
             check(max(map(max, both)) < model.get_input_embeddings().num_embeddings,
                   "the tokenizer has a token that the model lacks")
-            prompts.append(both)
-    return prompts
+            yield both
 
 def load_model(cfg):
     """-> model (eval mode, frozen), tokenizer. UserError if it cannot be right."""
@@ -809,7 +805,7 @@ def prepare(cfg):
     say(f"{len(pairs)} pairs of {len(questions)} questions, {copies} duplicates, "
         f"{same} with wrapped = clean, {len(held_out)} held out; fields: {has}")
     model, tokenizer = load_model(cfg)
-    prompts = encode_pairs(model, tokenizer, pairs + held_out, cfg)
+    prompts = list(encode_pairs(model, tokenizer, pairs + held_out, cfg))
     check_reading(model, prompts, cfg)
     return model, tokenizer, pairs, prompts[:len(pairs)], held_out
 

@@ -76,7 +76,7 @@ def once(seed, path, model, tokenizer):
     cfg = opct.Config(task=task, data=str(path), prompts=1, eval_questions=1)
     try:
         pairs = [p for split in ("train", "unseen") for p in opct.load_pairs(cfg, split)]
-        encoded = opct.encode_pairs(model, tokenizer, pairs, cfg)
+        encoded = list(opct.encode_pairs(model, tokenizer, pairs, cfg))
     except opct.UserError as e:
         assert str(path) in str(e) or "--" in str(e), e
         return "refused"
