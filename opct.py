@@ -764,21 +764,18 @@ def load_model(cfg):
 def check_reading(model, prompts, cfg):
     """Refuse a model that goes wrong in tree or cache: the run's shortest and longest
     prompt, side by side and cached, must give what the model's own forward gives."""
-    ids = [list(ids) for both in prompts for ids in both]
-    prompts = [min(ids, key=len), max(ids, key=len)]
+    asked = sorted((ids for both in prompts for ids in both), key=len)
+    prompts, alone = [asked[0], asked[-1]], []
     with errors_at(f"--model {cfg.model} does not fit opct.py's masks and cache"):
         greedy = sample(model, prompts, 2, min(32, cfg.max_new_tokens), 0.0, set())
         greedy = [[*ys, ys[0][:1]] for ys in greedy]  # two long answers and a short one
-        packed = pack(prompts, greedy)
-        from_tree = read(model, packed)  # (N, V)
-        alone = []  # (R, V) each
         for p, y in [(p, y) for p, ys in zip(prompts, greedy) for y in ys]:
-            ids = torch.tensor([p + y], device=model.device)  # (1, P + R)
-            alone.append(model(input_ids=ids, logits_to_keep=len(y) + 1).logits[0, :-1])
-        alone, target = torch.cat(alone), packed.target.to(model.device)  # (N, V), (N,)
-        kl = token_kl(alone, from_tree).max().item()
+            ids = torch.tensor([[*p, *y]], device=model.device)  # (1, P + R)
+            alone += model(input_ids=ids, logits_to_keep=len(y) + 1).logits[0, :-1]
+        alone, packed = torch.stack(alone), pack(prompts, greedy)  # (N, V)
+        kl = token_kl(alone, read(model, packed)).max().item()
         # gap: by how much a token that sample() found likeliest is not
-        gap = (alone.amax(-1) - alone.gather(-1, target[:, None])[:, 0]).max().item()
+        gap = (alone.amax(-1) - alone[range(len(alone)), packed.target]).max().item()
         bounds = (1e-5, 1e-2) if model.dtype == torch.float32 else (0.05, 0.5)
         check(kl < bounds[0] and gap < bounds[1], f"off by {kl:.2g} nats, {gap:.2g} logits")
 
