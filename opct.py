@@ -780,11 +780,9 @@ def check_reading(model, prompts, cfg):
         check(kl < bounds[0] and gap < bounds[1], f"off by {kl:.2g} nats, {gap:.2g} logits")
 
 def prepare(cfg):
-    """Load and check all that a run needs before it trains or evaluates. -> model,
-    tokenizer, training pairs, their prompts [(wrapped ids, clean ids)], held-out pairs."""
-    out = Path(cfg.out)
-    check(cfg.resume or not out.exists() or not any(out.iterdir()),
-          f"--out {out} is not empty: name another, or resume its run: --resume {out}")
+    """Load and check: -> model, tokenizer, training pairs, their prompts, held-out pairs."""
+    check(cfg.resume or not os.path.exists(cfg.out) or not os.listdir(cfg.out),
+          f"--out {cfg.out} is not empty: name another, or --resume {cfg.out}")
     own = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}[cfg.task]
     own += ["transfer"] if cfg.category else []
     splits = ["unseen"] + ([] if cfg.data else own) + (["capability"] if rules() else [])
@@ -792,14 +790,13 @@ def prepare(cfg):
     held_out = [p for split in splits for p in load_pairs(cfg, split)]
     both = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
     check(not both, f"group {[*both][:1]} is in split train and in test")
-    questions = {p.example["id"] for p in pairs}
-    check(len(questions) >= cfg.prompts,
-          f"--prompts {cfg.prompts}: there are {len(questions)} questions to train on")
+    questions = len({p.example["id"] for p in pairs})
+    check(questions >= cfg.prompts, f"--prompts {cfg.prompts}: only {questions} questions")
     same = sum(p.wrapped == p.clean for p in pairs)
     check(same < len(pairs), "wrapped and clean are the same texts in every pair")
     copies = len(pairs) - len({repr((p.wrapped, p.clean)) for p in pairs})
     has = ", ".join(f"{f} {sum(f in p.example for p in pairs)}" for f in FIELDS[cfg.task])
-    say(f"{len(pairs)} pairs of {len(questions)} questions, {copies} duplicates, "
+    say(f"{len(pairs)} pairs of {questions} questions, {copies} duplicates, "
         f"{same} with wrapped = clean, {len(held_out)} held out; fields: {has}")
     model, tokenizer = load_model(cfg)
     prompts = list(encode_pairs(model, tokenizer, pairs + held_out, cfg))
