@@ -652,9 +652,8 @@ def pair_from_row(row, where, task):
           "the suggested answer is the right one: leave suggested out")
     for pattern in [*row.get("warning", ()), *row.get("hazard", ())]:
         re.compile(pattern)
-    split = row.get("split", "")
-    check(split in ("train", "test", ""), f"split {split!r} is neither train nor test")
-    wrapped, clean = row.pop("wrapped"), row.pop("clean")
+    check(row.get("split", "test") in ("train", "test"), "split is neither train nor test")
+    wrapped, clean, split = row.pop("wrapped"), row.pop("clean"), row.get("split", "")
     example = {"group": repr(clean), **row, "id": repr(clean)}
     return Pair(wrapped, clean, example, where, split.replace("test", "unseen"))
 
@@ -663,8 +662,8 @@ def load_pairs(cfg, split):
     pairs, train_wording = [], split in ("train", "seen")
     if split == "capability":
         for _, row in read_jsonl(DATA / "capability.jsonl"):
-            ask = chat(row["prompt"])
-            pairs.append(Pair(ask, ask, {**row, "group": row["prompt"]}, "", split))
+            ask, example = chat(row["prompt"]), {**row, "group": row["prompt"]}
+            pairs.append(Pair(ask, ask, example, "", split))
     elif cfg.data:
         for where, row in read_jsonl(cfg.data):
             with errors_at(where):
@@ -688,11 +687,10 @@ def load_pairs(cfg, split):
         pairs = [p for p in pairs if (split != "transfer") ==
                  (p.example.get("category") in cfg.category.split(","))]
     check(pairs, f"{cfg.data or cfg.task}, category {cfg.category!r}: no {split} pairs")
-    if split == "train" or not cfg.eval_questions:
-        return pairs
     groups = list(dict.fromkeys(p.example["group"] for p in pairs))
-    chosen = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
-    return [p for p in pairs if p.example["group"] in chosen]
+    if split != "train" and cfg.eval_questions:
+        groups = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
+    return [p for p in pairs if p.example["group"] in groups]
 
 def encode(tokenizer, messages):
     """Chat messages -> token ids of the prompt, up to where the assistant's turn begins."""
@@ -780,7 +778,7 @@ def check_reading(model, prompts, cfg):
         check(kl < bounds[0] and gap < bounds[1], f"off by {kl:.2g} nats, {gap:.2g} logits")
 
 def prepare(cfg):
-    """Load and check: -> model, tokenizer, training pairs, their prompts, held-out pairs."""
+    """Load and check. -> model, tokenizer, train pairs, their prompts, held-out pairs."""
     check(cfg.resume or not os.path.exists(cfg.out) or not os.listdir(cfg.out),
           f"--out {cfg.out} is not empty: name another, or --resume {cfg.out}")
     own = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}[cfg.task]
