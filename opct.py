@@ -706,17 +706,6 @@ def encode(tokenizer, messages):
             check(m["content"].strip() in text, f"leaves out a {m['role']} message")
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-def end_tokens(model, tokenizer):
-    """The tokens that end an answer: those that the configs name, and the one that the chat
-    template puts after the assistant's text, which configs do not always name."""
-    turns = chat("one") + [{"role": "assistant", "content": "two"}]
-    _, _, after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("two")
-    ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
-    ends = {*ids[:1]} & tokenizer.added_tokens_decoder.keys()
-    for ids in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
-        ends |= {*ids} if isinstance(ids, list) else {ids} - {None}
-    return ends
-
 def encode_pairs(model, tokenizer, pairs, cfg):
     """Yields (wrapped ids, clean ids). UserError for what the model would misread."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
@@ -755,7 +744,13 @@ def load_model(cfg):
         check(not missing, f"the files lack {len(missing)} weights, {missing[:1]}")
         check(not model._is_stateful, "a recurrent state: answers cannot share a prompt")
         model = model.to("cuda" if cuda else "cpu").eval().requires_grad_(False)
-        model.eos = end_tokens(model, tokenizer)
+        # an answer ends with what the template puts after it, or what the configs name
+        turns = chat("one") + [{"role": "assistant", "content": "two"}]
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("two")[2]
+        ids = tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
+        model.eos = {*ids[:1]} & tokenizer.added_tokens_decoder.keys()
+        for ids in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+            model.eos |= {*ids} if isinstance(ids, list) else {ids} - {None}
     return model, tokenizer
 
 @torch.no_grad()

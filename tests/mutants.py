@@ -107,7 +107,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("cuDNN's attention stays", "enable_cudnn_sdp(False)", "enable_cudnn_sdp(True)"),
         ("control tokens pass", "or token not in content", "or True"),
         ("control characters pass", 'c if c.isprintable() else " "', "c"),
-        ("silent: the template's end of turn", "ends = {*ids[:1]} &", "ends = set() &"),
+        ("silent: the template's end of turn", "model.eos = {*ids[:1]} &", "model.eos = set() &"),
         ("silent: nothing to teach", 'if old["consistency"]["value"] > 0.95:', "if False:"),
         ("silent: what differs is dropped", "both[0] != both[1] or", "True or"),
         ("silent: a token of no model", "check(max(map(max, both)) <", "check(0 <"),
