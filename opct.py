@@ -836,9 +836,8 @@ class Run:
         flat = [y for group in answers for y in group]
         truncated = sum(y[-1] not in self.model.eos for y in flat) / len(flat)
         self.done += 1
-        self.log.append({"step": self.done, "loss": loss, "tokens": sum(map(len, flat)),
-                         "truncated": truncated, "grad_norm": norm.item(),
-                         "seconds": seconds})
+        self.log.append(dict(step=self.done, loss=loss, tokens=sum(map(len, flat)),
+                             truncated=truncated, grad_norm=norm.item(), seconds=seconds))
         with open(self.out / "log.jsonl", "a") as f:
             f.write(json.dumps(self.log[-1]) + "\n")
         say(f"step {self.done} of {self.cfg.steps}: loss {loss:.3f}, {truncated:.0%} "
@@ -847,10 +846,8 @@ class Run:
             self.save()
 
     def save(self):
-        """The adapter in PEFT's format, then checkpoint.pt: killed in between, a run redoes
-        the steps since the last checkpoint and writes this adapter again."""
-        adapter = {n: p.detach().cpu() for n, p in self.model.named_parameters()
-                   if p.requires_grad}
+        """The adapter in PEFT's format; last checkpoint.pt, from which --resume goes on."""
+        adapter = {n: p.data for n, p in self.model.named_parameters() if p.requires_grad}
         peft = {f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p
                 for n, p in adapter.items()}
         write(self.out / "adapter_model.safetensors", safetensors.torch.save(peft))
