@@ -851,15 +851,13 @@ class Run:
         peft = {f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p
                 for n, p in adapter.items()}
         write(self.out / "adapter_model.safetensors", safetensors.torch.save(peft))
-        write(self.out / "adapter_config.json", {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.cfg.lora_rank,
-            "lora_alpha": self.cfg.lora_alpha, "inference_mode": True,
-            "target_modules": sorted({n[:-2] for n in adapter}),
-            "base_model_name_or_path": self.model.name_or_path})
-        buffer = io.BytesIO()
-        torch.save({"step": self.done, "config": asdict(self.cfg), "log": self.log,
-                    "adapter": adapter, "adam": self.optimizer.state_dict(),
-                    "inputs": self.inputs}, buffer)
+        write(self.out / "adapter_config.json", dict(
+            peft_type="LORA", r=self.cfg.lora_rank, lora_alpha=self.cfg.lora_alpha,
+            task_type="CAUSAL_LM", target_modules=sorted({n[:-2] for n in adapter}),
+            base_model_name_or_path=self.model.name_or_path))
+        torch.save(dict(step=self.done, config=asdict(self.cfg), log=self.log,
+                        adapter=adapter, adam=self.optimizer.state_dict(),
+                        inputs=self.inputs), buffer := io.BytesIO())
         write(self.out / "checkpoint.pt", buffer.getvalue())
 
     def results(self, pairs, before, after):
