@@ -862,17 +862,15 @@ class Run:
 
     def results(self, pairs, before, after):
         """Write what was measured, print the outcome. -> what results.json holds."""
-        answers = ""
-        for p, b, a in zip(pairs, before.pop("answers"), after.pop("answers")):
-            answers += json.dumps({**p.example, "split": p.split, "wrapper": p.wrapper,
-                                   "clean_prompt": p.clean, "wrapped_prompt": p.wrapped,
-                                   "before": b, "after": a}) + "\n"
+        lines = [json.dumps(dict(p.example, split=p.split, wrapper=p.wrapper, before=b,
+                                 after=a, clean_prompt=p.clean, wrapped_prompt=p.wrapped))
+                 for p, b, a in zip(pairs, before.pop("answers"), after.pop("answers"))]
+        write(self.out / "answers.jsonl", ("\n".join(lines) + "\n").encode())
         gpu = torch.cuda.get_device_name() if self.model.device.type == "cuda" else ""
         hardware = {"cpu": platform.machine(), "threads": torch.get_num_threads(),
                     "gpu": gpu, "dtype": str(self.model.dtype)}
         results = {"config": asdict(self.cfg), "versions": VERSIONS, "hardware": hardware,
                    "seconds": time.time() - self.began, "before": before, "after": after}
-        write(self.out / "answers.jsonl", answers.encode())
         write(self.out / "results.json", results)
         old, new = ({**m["unseen"], **{k: m[k] for k in ("capability", "drift") if k in m}}
                     for m in (before, after))
