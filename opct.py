@@ -813,8 +813,7 @@ class Run:
     def __init__(self, cfg, model, optimizer, prompts):
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
         self.out, self.began = Path(cfg.out), time.time()
-        weights = [f"{p.norm(dtype=torch.float64):.6g}" for p in model.parameters()
-                   if not p.requires_grad]
+        weights = [f"{p.norm(dtype=torch.float64):.6g}" for p in model.parameters()]
         self.inputs = zlib.crc32(repr((prompts, weights)).encode())
         self.done, self.log = 0, []  # steps
         if cfg.resume:
