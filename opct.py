@@ -882,9 +882,8 @@ class Run:
         if "drift" in new and (new["capability"]["high"] < old["capability"]["value"]
                                or new["drift"]["low"] > old["kl"]["value"]):
             print("NOTE: capability fell, or the drift is more than the bait's own KL")
-        truncated = [step["truncated"] for step in self.log[-20:]]
-        if sum(truncated) > 0.5 * len(truncated):
-            print("NOTE: most sampled answers were truncated; raise --max-new-tokens")
+        if new["truncated"]["value"] > 0.5:
+            print("NOTE: most answers were truncated; raise --max-new-tokens")
         print(f"{'':24}before   after   95 % interval        n")
         for k, m in new.items():
             print(f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   "
