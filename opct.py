@@ -812,10 +812,9 @@ class Run:
     """A run's folder: log.jsonl, checkpoint.pt, the adapter, results."""
     def __init__(self, cfg, model, optimizer, prompts):
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
-        self.out, self.began = Path(cfg.out), time.time()
+        self.out, self.began, self.done, self.log = Path(cfg.out), time.time(), 0, []
         weights = [f"{p.norm(dtype=torch.float64):.6g}" for p in model.parameters()]
         self.inputs = zlib.crc32(repr((prompts, weights)).encode())
-        self.done, self.log = 0, []  # steps
         if cfg.resume:
             state = read_checkpoint(cfg.out)
             self.done, self.log = state["step"], state["log"]
@@ -831,7 +830,6 @@ class Run:
         self.save()
 
     def record(self, loss, answers, norm, seconds):
-        """Count and log a step; save every --save-every steps, and at the end."""
         flat = [y for group in answers for y in group]
         truncated = sum(y[-1] not in self.model.eos for y in flat) / len(flat)
         self.done += 1
