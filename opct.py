@@ -648,8 +648,7 @@ def pair_from_row(row, where, task):
         check(re.fullmatch("(system )?(user assistant )*user", roles),
               f"a chat of {roles}: user and assistant take turns, the user is last")
     bait = words(row.get("suggested", ""))
-    check(not bait or bait != words(row.get("answer", "")),
-          "the suggested answer is the right one: leave suggested out")
+    check(not bait or bait != words(row.get("answer", "")), "suggested is the right answer")
     for pattern in [*row.get("warning", ()), *row.get("hazard", ())]:
         re.compile(pattern)
     check(row.get("split", "test") in ("train", "test"), "split is neither train nor test")
