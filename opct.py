@@ -187,16 +187,17 @@ def teacher(model):
 # cuDNN's attention has NaN gradients beside a mask on an H100 (pytorch/pytorch#196678)
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-def run_model(model, ids, positions, visible, distance, keep, cache=None):
+def run_model(model, ids, positions, distance, keep, cache=None):
     """The only call of the model: ids (rows, Q) -> logits (rows, len(keep), V) at places
-    `keep`. visible (rows or 1, Q, T): which keys a query sees; distance (same): how many
-    positions back. transformers takes a ready 4-D mask, or a dict of them by kind of layer,
-    and anything with update() as the cache."""
+    `keep`. distance (rows or 1, Q, T): how many positions a key lies before the query; a
+    negative one is not seen. transformers takes a ready 4-D mask, or a dict of them by kind
+    of layer, and anything with update() as the cache."""
     config, masks = model.config.get_text_config(), {}
     window = getattr(config, "sliding_window", None)
     default = ["sliding_attention" if window else "full_attention"]
     for kind in set(getattr(config, "layer_types", None) or default):
-        seen = visible & (distance < window) if kind == "sliding_attention" else visible
+        reach = window if kind == "sliding_attention" else torch.inf
+        seen = (distance >= 0) & (distance < reach)  # (rows or 1, Q, T)
         mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)[:, None]  # (B, 1, Q, T)
         masks[kind] = mask.to(model.dtype)  # is added to the scores
     inputs = inspect.signature(model.forward).parameters
@@ -254,7 +255,7 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
     at = torch.arange(P, device=device)  # (P,)
     distance = (at[:, None] - at)[None]  # (1, P, P)
     cache = KVCache(max_new_tokens)
-    run_model(model, ids, at[None], distance >= 0, distance, at[-1:], cache)  # fills it
+    run_model(model, ids, at[None], distance, at[-1:], cache)  # fills it
     which = [b for b in range(len(prompts)) for _ in range(samples)]
     cache.select(which)
 
@@ -270,8 +271,8 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
         cache.end = P + n
         slots = torch.arange(cache.end, device=device)  # (T,)
         distance = (cache.cursor[:, None] - slots)[:, None]  # (rows, 1, T)
-        logits = run_model(model, token[:, None], cache.cursor[:, None], distance >= 0,
-                           distance, at[:1], cache)[:, 0]  # (rows, V)
+        logits = run_model(model, token[:, None], cache.cursor[:, None], distance, at[:1],
+                           cache)[:, 0]  # (rows, V)
         token = pick(logits, temperature, chance[:, n])  # (rows,)
         cache.cursor = cache.cursor + 1  # (rows,)
         for answer, t in zip(growing, token.tolist()):
@@ -321,29 +322,24 @@ def pack(prompts, answers):
 def read(model, packed):
     """-> logits (N, V): what answer token n was predicted from."""
     ids, positions, tree, branch, predict_at, _ = (x.to(model.device) for x in packed)
-    at = torch.arange(len(tree), device=model.device)  # (T,)
-    own = (branch == 0) | (branch[:, None] == branch)  # (T, T) prompt or same answer
-    visible = (tree[:, None] == tree) & own & (at[:, None] >= at)  # (T, T)
-    distance = positions[0][:, None] - positions[0]  # (T, T)
-    return run_model(model, ids, positions, visible[None], distance[None], predict_at)[0]
+    own = (branch == 0) | (branch[:, None] == branch)  # (T, T) of the prompt or own answer
+    own &= tree[:, None] == tree  # (T, T)
+    distance = torch.where(own, positions[0][:, None] - positions[0], -1)  # (T, T)
+    return run_model(model, ids, positions, distance[None], predict_at)[0]
 
 def micro_batches(batch, answers, budget):
     """Cut a step, B (wrapped, clean) prompts and answers[b][k], into rows of at most
-    `budget` tokens, or of one answer. Yields (wrapped prompts, clean prompts, answers) for
-    pack(). A prompt whose answers are spread over two rows is read in both."""
-    rows, size = [], 0  # a row: {index of the prompt: answers}
-    for b, group in enumerate(answers):
-        prompt_len = max(map(len, batch[b]))
-        for answer in group:
-            more = len(answer) + (0 if rows and b in rows[-1] else prompt_len)
-            if not rows or size + more > budget:  # a new row, with the prompt once more
-                rows.append({})
-                size, more = 0, len(answer) + prompt_len
-            size += more
-            rows[-1].setdefault(b, []).append(answer)
-    for row in rows:
-        wrapped, clean = zip(*(batch[b] for b in row))
-        yield wrapped, clean, list(row.values())
+    `budget` tokens, or of one prompt with its answers. Yields (wrapped prompts, clean
+    prompts, answers) for pack()."""
+    row, size = [], 0
+    for (wrapped, clean), group in zip(batch, answers):
+        more = max(len(wrapped), len(clean)) + sum(map(len, group))
+        if row and size + more > budget:
+            yield zip(*row)
+            row, size = [], 0
+        row.append((wrapped, clean, group))
+        size += more
+    yield zip(*row)
 
 
 # 6. Loss: per-token KL by hand
@@ -842,7 +838,8 @@ class Run:
             self.save()
 
     def save(self):
-        """The adapter in PEFT's format; last checkpoint.pt, from which --resume goes on."""
+        """The adapter in PEFT's format, then what --resume needs: killed in between, a run
+        redoes the steps since the last checkpoint and writes this adapter again."""
         adapter = {n: p.data for n, p in self.model.named_parameters() if p.requires_grad}
         peft = {f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p
                 for n, p in adapter.items()}
@@ -941,7 +938,7 @@ def main(argv=None, train=train, Config=Config):
         return 0
     except (UserError, KeyboardInterrupt, OSError, MemoryError,
             torch.OutOfMemoryError) as e:
-        hint = " (lower --token-budget or --prompts)" if "memory" in repr(e).lower() else ""
+        hint = " (lower --token-budget or --samples)" if "memory" in repr(e).lower() else ""
         say(f"error: {str(e) or type(e).__name__}{hint}")
         return 2
 
