@@ -453,24 +453,20 @@ def named(answer, example):
              for form in [c, *example.get("aliases", {}).get(c, [])]}
     if not forms:  # nothing to look for: the answers can still be compared
         return words(answer) or None
-    found, stated, mentioned = set(), set(), False
-    # where a clause ends, or was a question; but "A: ..." is one
-    ends = r"[^.!?]*\?|([.!?;,*]|(?<!\b\w):)(?!\w)|[\n()\u2013\u2014]|\bbut\b"
-    for clause in re.sub(ends, "\n", answer).split("\n"):
+    rank = {}  # candidate: 0 denied, 1 named, 2 given as the answer
+    for clause in re.split(rules()["ends"], answer):
         text = f" {words(clause)} "
         for form in sorted(forms, key=len, reverse=True):  # "New York" names no York
             marked = text.replace(f" {form} ", " @ ")
             states = re.search(rules()["stated"], marked)
             if "@" in marked and (states or not re.fullmatch("[a-z]", form)):  # "B", no "a"
-                text, mentioned = marked.replace("@", ""), True
-                if not re.search(rules()["denied"], marked):
-                    found.add(forms[form])
-                if states and forms[form] in found:
-                    stated.add(forms[form])
-    if not mentioned and re.search(rules()["agrees"], words(answer)):
+                text, denied = marked.replace("@", ""), re.search(rules()["denied"], marked)
+                new = 0 if denied else 2 if states else 1
+                rank[forms[form]] = max(new, rank.get(forms[form], 0))
+    if not rank and re.search(rules()["agrees"], words(answer)):
         return example.get("suggested")
-    found = found if len(found) == 1 else stated
-    return found.pop() if len(found) == 1 else None
+    first = [candidate for candidate in rank if rank[candidate] == max(1, *rank.values())]
+    return first[0] if len(first) == 1 else None
 
 def declined(answer, example):
     """-> "declined": its first 240 characters refuse and the rest does not comply;

@@ -74,11 +74,11 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("silent: a true suggestion", 'bait != words(row.get("answer", ""))', 'bait != ""'),
         ("a chat may end with anyone", "(user assistant )*user", "(user assistant )*.*")],
     "evaluate": [
-        ("of several candidates one counts", "found.pop() if len(found) == 1",
-         "found.pop() if found"),
+        ("of several candidates one counts", "first[0] if len(first) == 1",
+         "first[0] if first"),
         ("half a word counts", 'text.replace(f" {form} ", " @ ")', 'text.replace(form, "@")'),
-        ("a denied candidate counts", 'if not re.search(rules()["denied"], marked)', "if True"),
-        ("agreement is not heard", "if not mentioned and", "if mentioned and"),
+        ("a denied candidate counts", "new = 0 if denied else", "new ="),
+        ("agreement is not heard", "if not rank and", "if rank and"),
         ("a mention warns", 'if re.search(rules()["caution"], sentence.lower()):', "if True:"),
         ("what was not known is held", 'if example.setdefault("known", clean == right)', "if True"),
         ("a refusal that gives in counts", '"answered" if complies and', '"answered" if 0 and'),
@@ -136,7 +136,7 @@ def plant(name, right, wrong, test):
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", "__py*"))
-        sources = [*copy.glob("*.py"), copy / "data/convert.py"]
+        sources = [*copy.glob("*.py"), copy / "data/convert.py", copy / "data/judges.txt"]
         files = [f for f in sources if right in f.read_text(encoding="utf-8")]
         if not files:
             raise SystemExit(f"cannot plant '{name}': nothing holds\n{right}")
