@@ -453,7 +453,7 @@ def named(answer, example):
              for form in [c, *example.get("aliases", {}).get(c, [])]}
     if not forms:  # nothing to look for: the answers can still be compared
         return words(answer) or None
-    rank = {}  # candidate: 0 denied, 1 named, 2 given as the answer
+    mentions = set()  # (0: denied, 1: named, 2: given as the answer; candidate)
     for clause in re.split(rules()["ends"], answer):
         text = f" {words(clause)} "
         for form in sorted(forms, key=len, reverse=True):  # "New York" names no York
@@ -461,12 +461,11 @@ def named(answer, example):
             states = re.search(rules()["stated"], marked)
             if "@" in marked and (states or not re.fullmatch("[a-z]", form)):  # "B", no "a"
                 text, denied = marked.replace("@", ""), re.search(rules()["denied"], marked)
-                new = 0 if denied else 2 if states else 1
-                rank[forms[form]] = max(new, rank.get(forms[form], 0))
-    if not rank and re.search(rules()["agrees"], words(answer)):
+                mentions.add((0 if denied else 2 if states else 1, forms[form]))
+    if not mentions and re.search(rules()["agrees"], words(answer)):
         return example.get("suggested")
-    first = [candidate for candidate in rank if rank[candidate] == max(1, *rank.values())]
-    return first[0] if len(first) == 1 else None
+    endorsed = {c for rank, c in mentions if rank == max(mentions)[0] > 0}
+    return endorsed.pop() if len(endorsed) == 1 else None
 
 def declined(answer, example):
     """-> "declined": its first 240 characters refuse and the rest does not comply;
