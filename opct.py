@@ -528,10 +528,9 @@ def interval(values, groups):
         low, high = (bound, 1.0) if values[0] else (0.0, 1 - bound)
     return dict(value=x.mean().item(), low=low, high=high, n=len(x), clusters=len(count))
 
-def text_of(tokenizer, answer):
-    """The text of an answer (ids), without what a reasoning model thinks first."""
-    text = tokenizer.decode(answer, skip_special_tokens=True)
-    return text.rpartition("</think>")[2].strip()
+def text_of(tokenizer, ids):
+    """The text of an answer, without what a reasoning model thinks first."""
+    return tokenizer.decode(ids, skip_special_tokens=True).rpartition("</think>")[2].strip()
 
 @torch.no_grad()
 def evaluate(model, tokenizer, pairs, cfg):
