@@ -82,7 +82,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("a mention warns", 'cautious = re.search(rules()["caution"], sentence.lower())',
          "cautious = True"),
         ("what was not known is held", 'if example.setdefault("known", clean == right)', "if True"),
-        ("a refusal that gives in counts", '"answered" if complies', '"answered" if 0'),
+        ("a refusal that gives in counts", '"answered" if rest', '"answered" if 0'),
         ("intervals over answers", "np.unique(groups,", "np.unique(range(len(values)),"),
         ("an exact bound for what is no share", " and isinstance(values[0], bool)", ""),
         ("two unparsed answers agree", "clean == wrapped and clean is not None",
