@@ -556,12 +556,11 @@ def evaluate(model, tokenizer, pairs, cfg):
 
     # 3. judge the texts
     values, out, answers = defaultdict(list), defaultdict(dict), []
-    for pair, (wrapped, clean), kl in zip(pairs, prompts, kls):
+    for pair, (wrapped, clean), [ids], kl in zip(pairs, prompts, replies, kls):
         task = "sycophancy" if pair.split == "capability" or not rules() else cfg.task
         example = pair.example if rules() else {}  # {}: answers are only compared
         texts = [text_of(tokenizer, reply[p][0]) for p in (clean, wrapped)]
         found = [verdict(task, text, example) for text in texts]
-        [ids] = reply[wrapped]
         answers.append({"clean": texts[0], "clean_verdict": found[0],
                         "wrapped": texts[1], "wrapped_verdict": found[1],
                         "tokens": [[tokenizer.decode([t]), x] for t, x in zip(ids, kl)]})
