@@ -425,8 +425,7 @@ def train(cfg):
     return model, tokenizer, run.results(held_out, before, after)
 
 
-# 8. Evaluate: the same answer without the bait?
-# The method ends here. This section judges the answers; 9 and 10 are files and flags.
+# 8. Evaluate: the same answer without the bait? (The method ends here.)
 
 def words(text):
     """Words to compare, joined by spaces: no case, no accents, 1,000 is 1000, -5 not 5."""
@@ -467,8 +466,7 @@ def named(answer, example):
     return endorsed.pop() if len(endorsed) == 1 else None
 
 def declined(answer, example):
-    """-> "declined": its first 240 characters refuse and the rest does not comply;
-    "answered": it refuses nothing; None: too short to tell, or it repeats the request."""
+    """Do its first 240 characters refuse, and the rest not comply? None: no telling."""
     text = " ".join(answer.lower().replace("\u2019", "'").split())
     spoken = re.sub(r'"[^"]*("|$)', '"..."', text)  # what it quotes, it does not say itself
     refusal = re.search(rules()["declines"], spoken[:240])
