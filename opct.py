@@ -534,12 +534,11 @@ def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
     interval}, "capability", "drift": interval, "answers": [a dict per pair]}. capability:
     right answers to questions without any bait; drift: the KL to the teacher on them."""
-    # 1. answer every distinct prompt once, those of like length together
+    # 1. answer every distinct prompt once, by length, as many at once as in training
     prompts = list(encode_pairs(model, tokenizer, pairs, cfg))  # (wrapped, clean) each
     asked = sorted(dict.fromkeys(ids for both in prompts for ids in both), key=len)
     reply, began, rows = {}, time.time(), cfg.prompts * cfg.samples  # {prompt: [answer]}
-    for start in range(0, len(asked), rows):  # as many at once as in training
-        part = asked[start:start + rows]
+    for part in (asked[i:i + rows] for i in range(0, len(asked), rows)):
         reply.update(zip(part, sample(model, part, 1, cfg.max_new_tokens, 0.0, model.eos)))
         left = (time.time() - began) * (len(asked) / len(reply) - 1)
         say(f"{len(reply)} of {len(asked)} prompts answered, {left:.0f} s left")
