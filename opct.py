@@ -20,7 +20,6 @@ import contextlib
 import functools
 import inspect
 import io
-import itertools
 import json
 import os
 import platform
@@ -276,12 +275,11 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
         token = pick(logits, temperature, chance[:, n])  # (rows,)
         cache.cursor = cache.cursor + 1  # (rows,)
         for answer, t in zip(growing, token.tolist()):
-            if not answer or answer[-1] not in eos:
-                answer.append(t)
+            answer.append(t)
         left = [i for i, answer in enumerate(growing) if answer[-1] not in eos]
         if not left:
             break
-        if len(left) < 0.75 * len(growing):  # then a copy costs less than the idle rows
+        if len(left) < len(growing):
             cache.select(left)
             growing = [growing[i] for i in left]
             token, cache.cursor, chance = token[left], cache.cursor[left], chance[left]
@@ -365,13 +363,13 @@ def token_kl_sampled(student, teacher, target):
 
 # 7. Train: the loop
 
-def batches(pairs, B, seed):
-    """Indices of the B pairs of each step; never ends. An epoch asks every question once,
+def batches(pairs, B, steps, seed):
+    """Yields the indices of each step's B pairs. An epoch asks every question once,
     shuffled, each in a wording drawn at random; the questions of a step all differ."""
     wordings, rng, queue = defaultdict(list), random.Random(seed), []
     for i, pair in enumerate(pairs):
         wordings[pair.example["id"]].append(i)
-    while True:
+    for _ in range(steps):
         if len(queue) < B:  # first the rest of this epoch, then others of the next one
             epoch = rng.sample(list(wordings), len(wordings))
             queue += sorted(epoch, key=lambda question: question in queue)
@@ -389,8 +387,8 @@ def train(cfg):
     with teacher(model):  # adapter off: the base model
         before = evaluate(model, tokenizer, held_out, cfg)
 
-    order = batches(pairs, cfg.prompts, cfg.seed)
-    for chosen in itertools.islice(order, run.done, cfg.steps):  # a resumed run skips some
+    order = [*batches(pairs, cfg.prompts, cfg.steps, cfg.seed)]
+    for chosen in order[run.done:]:  # a resumed run skips some
         began, batch = time.time(), [prompts[i] for i in chosen]
         # random numbers of this step alone, so that --resume continues exactly
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))

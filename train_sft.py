@@ -19,7 +19,6 @@ third can be undone alone, to see which of the three matters:
     python train_sft.py --targets step            the base model answers again in each step
     python train_sft.py --loss kl                 match its distribution; --kl: which way
 """
-import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -83,8 +82,8 @@ def train(cfg):
     with teacher(model):  # adapter off: the base model
         before = evaluate(model, tokenizer, held_out, cfg)
 
-    order = batches(pairs, cfg.prompts, cfg.seed)
-    for chosen in itertools.islice(order, run.done, cfg.steps):  # a resumed run skips some
+    order = [*batches(pairs, cfg.prompts, cfg.steps, cfg.seed)]
+    for chosen in order[run.done:]:  # a resumed run skips some
         began, batch = time.time(), [prompts[i] for i in chosen]
         # random numbers of this step alone, so that --resume continues exactly
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))

@@ -97,7 +97,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("a relative path in the adapter", "str(path.resolve()) if", "cfg.model if"),
         ("files of mode 600", "os.replace(f",
          'os.chmod(f"{path}.new", 0o600), os.replace(f'),
-        ("questions start over", "run.done, cfg.steps)", "0, cfg.steps - run.done)"),
+        ("questions start over", "order[run.done:]", "order[:cfg.steps - run.done]"),
         ("Adam starts over", 'optimizer.load_state_dict(state["adam"])', "pass"),
         ("silent: other weights", "zlib.crc32(repr((prompts, weights))",
          "zlib.crc32(repr(prompts)"),

@@ -29,7 +29,7 @@ def test_answers_that_end_at_different_times_keep_their_end_token_and_their_row(
     answers = opct.sample(model, prompts, 2, 6, 0.0, {0, 7})
     right = [8, 7], [4, 3, 2, 1, 0], [0], [14, 13, 12, 11, 10, 9], [8, 7]
     assert answers == [[y, y] for y in right]
-    assert model.rows_run == [5, 10, 10, 4, 4, 4, 2]  # first the prompts
+    assert model.rows_run == [5, 10, 8, 4, 4, 4, 2]  # first the prompts
 
 def test_forked_answers_differ_and_the_seed_decides_but_not_at_temperature_0(llama):
     def answers(temperature, seed):
