@@ -38,7 +38,6 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 import transformers
 
 
@@ -146,8 +145,8 @@ class LoRALinear(nn.Module):
     def forward(self, x):
         y = self.base(x)  # (..., out)
         if self.on:
-            low = F.linear(x, self.A.to(x.dtype))  # (..., rank)
-            y = y + F.linear(low, self.B.to(x.dtype)) * self.scale  # (..., out)
+            low = x @ self.A.T.to(x.dtype)  # (..., rank)
+            y = y + low @ self.B.T.to(x.dtype) * self.scale  # (..., out)
         return y
 
 def add_lora(model, rank, alpha):
@@ -221,7 +220,8 @@ class KVCache:
     def update(self, k, v, layer_idx, *args, **kwargs):
         """For attention: stores k, v (rows, heads, new, head_dim) -> all to attend to."""
         if self.cursor is None:
-            self.layers[layer_idx] = [F.pad(x, (0, 0, 0, self.spare_slots)) for x in (k, v)]
+            spare = 0, 0, 0, self.spare_slots
+            self.layers[layer_idx] = [nn.functional.pad(x, spare) for x in (k, v)]
             return k, v
         rows = torch.arange(len(k), device=k.device)  # (rows,)
         for stored, new in zip(self.layers[layer_idx], (k, v)):
@@ -238,7 +238,7 @@ def pick(logits, temperature, chance):
     (float64, for rare tokens). No top-k or top-p: the KL is that of what was sampled."""
     if temperature == 0:
         return logits.argmax(-1)  # (rows,)
-    cdf = F.softmax(logits.float() / temperature, -1).double().cumsum(-1)  # (rows, V)
+    cdf = (logits.float() / temperature).softmax(-1).double().cumsum(-1)  # (rows, V)
     u = chance[:, None] * cdf[:, -1:]  # (rows, 1)
     token = torch.searchsorted(cdf, u, right=True)[:, 0]  # (rows,)
     return token.clamp(max=cdf.shape[1] - 1)  # (rows,) u may round up to the cdf's end
@@ -888,12 +888,10 @@ def check_config(cfg):
         check(not number or least <= value < 2**31, f"{flag} {value}: out of range")
     if cfg.resume:
         saved = read_checkpoint(cfg.resume)["config"] | {"out": cfg.resume}
-        check(saved.keys() == asdict(cfg).keys(),
-              f"--resume {cfg.resume}: a run of the other script or an older version")
         may_differ = {"resume", "model", "steps", "save_every", "eval_questions", "device",
                       "token_budget"}  # model: its folder may have moved
-        fixed = {k for k in saved if getattr(cfg, k) != saved[k]} - may_differ
-        check(not fixed, f"--resume keeps the run's settings; other {', '.join(fixed)}")
+        other = sorted({k for k, _ in saved.items() ^ asdict(cfg).items()} - may_differ)
+        check(not other, f"--resume keeps script and settings; other {', '.join(other)}")
 
 def parse_config(argv=None, Config=Config):
     """Command line (strings; None: sys.argv) -> Config. UserError names a bad flag."""

@@ -106,7 +106,7 @@ def test_the_baseline_resumes_too_but_not_by_the_other_script(tmp_path, capsys):
     whole, parts = tmp_path / "4", tmp_path / "2"
     for out, steps in ((whole, 4), (parts, 2)):
         trained(out, steps, train_sft)
-    refused(parts, "other script", capsys, "--steps", "4")
+    refused(parts, "keeps script", capsys, "--steps", "4")
     assert opct.main(argv(parts, "--steps", "4"), train_sft.train, train_sft.Config) == 0
     assert outcome(parts) == outcome(whole)
 
