@@ -61,7 +61,7 @@ class Config:
     lr: float = 3e-4          # learning rate of Adam, constant
     grad_clip: float = 1.0    # gradients of a larger norm are scaled down to it
     token_budget: int = 512   # tokens read at once: sets speed and memory, not the results
-    eval_questions: int = 100  # questions per split to evaluate on; 0: all
+    eval_questions: int = 100  # groups of questions to evaluate on, per split; 0: all
     save_every: int = 5       # steps between checkpoints
     seed: int = 0             # of the adapter, the order of the questions and the samples
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
@@ -102,7 +102,7 @@ def chat(text, system=""):
 
 def sycophancy_pairs(row, wrappers, split):
     """The question with a wrong answer suggested (in split control: with the right one)."""
-    rng = random.Random(f"{row['id']} {split}")
+    rng = random.Random(f"{row['id']} {split}")  # so other rows do not matter
     for wrapper in wrappers:
         suggested = row["answer"] if split == "control" else rng.choice(row["wrong"])
         parts = [wrapper["text"].format(suggested=suggested), row["question"]]
@@ -139,7 +139,7 @@ class LoRALinear(nn.Module):
         self.base, self.scale, self.on = base, alpha / rank, True
         self.A = nn.Parameter(torch.empty(rank, base.in_features))  # (rank, in)
         self.B = nn.Parameter(torch.zeros(base.out_features, rank))  # (out, rank)
-        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # on the CPU: the same on every device
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)  # on the CPU: the same on any device
         self.to(base.weight.device)
 
     def forward(self, x):
@@ -182,7 +182,7 @@ def teacher(model):
 # Shapes: B prompts, P slots for a prompt, K answers each, B*K rows of R answer tokens;
 # Q queries, T keys; N answer tokens read at once; V the vocabulary's size.
 
-# cuDNN's attention has NaN gradients beside a mask on an H100 (pytorch/pytorch#196678)
+# cuDNN's attention with a mask has NaN gradients on an H100 (pytorch/pytorch#196678)
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 def run_model(model, ids, positions, distance, keep, cache=None):
@@ -196,10 +196,10 @@ def run_model(model, ids, positions, distance, keep, cache=None):
     for kind in set(getattr(config, "layer_types", None) or default):
         reach = window if kind == "sliding_attention" else torch.inf
         seen = (distance >= 0) & (distance < reach)  # (rows or 1, Q, T)
-        mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)[:, None]  # (B, 1, Q, T)
-        masks[kind] = mask.to(model.dtype)  # is added to the scores
+        mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)  # (rows or 1, Q, T)
+        masks[kind] = mask[:, None].to(model.dtype)  # (.., 1, Q, T) is added to the scores
     inputs = inspect.signature(model.forward).parameters
-    cache_name = "cache" if "cache" in inputs else "past_key_values"  # 5.24 renamed it
+    cache_name = "cache" if "cache" in inputs else "past_key_values"  # renamed in 5.24
     return model(input_ids=ids, position_ids=positions, logits_to_keep=keep,
                  attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
                  use_cache=cache is not None, **{cache_name: cache}).logits
@@ -235,7 +235,7 @@ class KVCache:
 
 def pick(logits, temperature, chance):
     """Logits (rows, V), chance (rows,) in [0, 1) -> a token per row, by inverse CDF
-    (float64, for rare tokens). No top-k or top-p: the KL is that of what was sampled."""
+    (float64, for rare tokens). No top-k or top-p: the KL is of what was sampled from."""
     if temperature == 0:
         return logits.argmax(-1)  # (rows,)
     cdf = (logits.float() / temperature).softmax(-1).double().cumsum(-1)  # (rows, V)
@@ -246,15 +246,15 @@ def pick(logits, temperature, chance):
 @torch.no_grad()
 def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=None):
     """`samples` answers to every prompt (B sequences of ids), each up to a token of the set
-    eos. Temperature 0: always the likeliest token. -> answers[b][k], lists of ids, never
-    padded, the end token included. Same generator state, same answers."""
+    eos, which it includes, or cut off. Temperature 0: always the likeliest token.
+    -> answers[b][k], lists of ids, never padded. Same generator state, same answers."""
     # 1. run every prompt once, which fills the cache; then K rows of it per prompt
     device, P = model.device, max(map(len, prompts))
     ids = torch.tensor([[*p] + [0] * (P - len(p)) for p in prompts]).to(device)  # (B, P)
     at = torch.arange(P, device=device)  # (P,)
     distance = (at[:, None] - at)[None]  # (1, P, P)
     cache = KVCache(max_new_tokens)
-    run_model(model, ids, at[None], distance, at[-1:], cache)  # fills it
+    run_model(model, ids, at[None], distance, at[-1:], cache)  # logits unused
     which = [b for b in range(len(prompts)) for _ in range(samples)]
     cache.select(which)
 
@@ -288,20 +288,21 @@ def sample(model, prompts, samples, max_new_tokens, temperature, eos, generator=
 
 # 5. Read: both policies score the same answers, laid out as a token tree
 # A prompt and its K answers are one sequence, [prompt, y1, y2 .. yK]. Each answer's
-# positions continue from the prompt's end; a token sees its prompt and the tokens before it
-# in its own answer: the prompt is computed once for K answers. Trees lie end to end.
+# positions continue from the prompt's end; a token sees its prompt and its own answer so
+# far. So a prompt is computed once for K answers. Trees lie end to end.
 
 class Packed(NamedTuple):
     ids: torch.Tensor         # (1, T) tokens
     positions: torch.Tensor   # (1, T) counted from the start of the token's own prompt
     tree: torch.Tensor        # (T,) which prompt a token belongs to
     branch: torch.Tensor      # (T,) 0 in the prompt, k in its k-th answer
-    predict_at: torch.Tensor  # (N,) where in the row answer token n is predicted
+    predict_at: torch.Tensor  # (N,) the place before answer token n, which predicts it
     target: torch.Tensor      # (N,) answer token n
 
 def pack(prompts, answers):
-    """prompts (B sequences of ids), answers[b][k] (lists of ids) -> B trees in one row.
-    An answer's last token is a target but no input: nothing is predicted from it."""
+    """prompts (B sequences of ids), answers[b][k] (lists of ids) -> B trees in one row. The
+    answer tokens come in the same order whatever the prompts: the KL needs that. The last
+    of an answer is a target but no input: nothing is predicted from it."""
     ids, positions, tree, branch, predict_at, target = [], [], [], [], [], []
     for b, (prompt, group) in enumerate(zip(prompts, answers)):
         prompt_end = len(ids) + len(prompt) - 1  # predicts the first token of every answer
@@ -326,24 +327,24 @@ def read(model, packed):
     return run_model(model, ids, positions, distance[None], predict_at)[0]
 
 def micro_batches(batch, answers, budget):
-    """Cut a step, B (wrapped, clean) prompts and answers[b][k], into rows of at most
-    `budget` tokens, or of one prompt with its answers. Yields (wrapped prompts, clean
-    prompts, answers) for pack()."""
-    row, size = [], 0
+    """Cut a step, B (wrapped, clean) prompts and answers[b][k], into parts of at most
+    `budget` tokens; a prompt whose answers are longer is a part of its own. Yields
+    (wrapped prompts, clean prompts, answers) for pack()."""
+    part, size = [], 0
     for (wrapped, clean), group in zip(batch, answers):
         more = max(len(wrapped), len(clean)) + sum(map(len, group))
-        if row and size + more > budget:
-            yield zip(*row)
-            row, size = [], 0
-        row.append((wrapped, clean, group))
+        if part and size + more > budget:
+            yield zip(*part)
+            part, size = [], 0
+        part.append((wrapped, clean, group))
         size += more
-    yield zip(*row)
+    yield zip(*part)
 
 
 # 6. Loss: per-token KL by hand
 
 def token_kl(p, q):
-    """KL(p || q) = sum_v p_v (log p_v - log q_v): logits (N, V) twice -> (N,) nats, fp32.
+    """KL(p || q) = sum_v p_v (log p_v - log q_v): from logits (N, V) -> (N,) nats, fp32.
     token_kl(student, teacher), the reverse KL: the student pays for what it says and the
     teacher would not. token_kl(teacher, student), forward: for what it leaves unsaid. The
     gradient flows through the student's distribution, not through the prefixes visited."""
@@ -353,8 +354,8 @@ def token_kl(p, q):
     return (log_p.exp() * ratio).sum(-1)  # (N,)
 
 def token_kl_sampled(student, teacher, target):
-    """The paper's form: logits (N, V) twice, sampled tokens (N,) -> log p - log q there
-    (N,), its gradient by REINFORCE: both equal token_kl's in expectation, but vary more."""
+    """The paper's estimate of the reverse KL, from logits (N, V) and sampled tokens (N,):
+    log p - log q there (N,), its gradient by REINFORCE. Right in the mean, but noisier."""
     log_p, log_q = (x.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]  # (N,) each
                     for x in (student, teacher))
     ratio = (log_p - log_q).detach()  # (N,)
@@ -370,7 +371,7 @@ def batches(pairs, B, steps, seed):
     for i, pair in enumerate(pairs):
         wordings[pair.example["id"]].append(i)
     for _ in range(steps):
-        if len(queue) < B:  # first the rest of this epoch, then others of the next one
+        if len(queue) < B:  # what is left comes first, and last in the next epoch
             epoch = rng.sample(list(wordings), len(wordings))
             queue += sorted(epoch, key=lambda question: question in queue)
         step, queue = queue[:B], queue[B:]
@@ -388,9 +389,9 @@ def train(cfg):
         before = evaluate(model, tokenizer, held_out, cfg)
 
     order = [*batches(pairs, cfg.prompts, cfg.steps, cfg.seed)]
-    for chosen in order[run.done:]:  # a resumed run skips some
+    for chosen in order[run.done:]:  # a resumed run skips what it did
         began, batch = time.time(), [prompts[i] for i in chosen]
-        # random numbers of this step alone, so that --resume continues exactly
+        # the same random numbers for this step after --resume, too: integers hash alike
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
 
         # 1. on-policy: the student answers the wrapped prompts, at temperature 1
@@ -401,10 +402,10 @@ def train(cfg):
         for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):
             # 2. the teacher reads the same answers after the clean prompts
             with teacher(model), torch.no_grad():
-                t = read(model, pack(clean, ys))  # (N, V) what it says without bait
-            # 3. the student reads them after the wrapped ones; the loss is the difference
+                t = read(model, pack(clean, ys))  # (N, V) logits without the bait
+            # 3. the student reads them after the wrapped ones; the loss is their KL
             packed = pack(wrapped, ys)
-            s = read(model, packed)  # (N, V) what it says with the bait
+            s = read(model, packed)  # (N, V) logits with the bait
             kl = (token_kl(s, t) if cfg.kl == "reverse" else
                   token_kl(t, s) if cfg.kl == "forward" else
                   token_kl_sampled(s, t, packed.target.to(s.device)))  # (N,)
@@ -513,12 +514,13 @@ def marks(task, example, clean, wrapped):
     return out
 
 def interval(values, groups):
-    """Mean, 95 % bootstrap interval. Groups are drawn: answers to a question are alike."""
+    """Mean, 95 % bootstrap interval. Groups are drawn: answers to a question are alike. If
+    all values are True, or all False, its width would be 0: an exact bound instead."""
     x, (_, g) = np.array(values, float), np.unique(groups, return_inverse=True)  # (n,) each
     sums, count = np.bincount(g, x), np.bincount(g)  # (clusters,) each
     draw = np.random.default_rng(0).integers(len(count), size=(1000, len(count)))
     low, high = np.percentile(sums[draw].sum(1) / count[draw].sum(1), [2.5, 97.5]).tolist()
-    if len(set(values)) == 1 and isinstance(values[0], bool):  # exact binomial bound
+    if len(set(values)) == 1 and isinstance(values[0], bool):  # binomial
         bound = 0.025 ** (1 / len(count))
         low, high = (bound, 1.0) if values[0] else (0.0, 1 - bound)
     return dict(value=x.mean().item(), low=low, high=high, n=len(x), clusters=len(count))
@@ -646,7 +648,7 @@ def load_pairs(cfg, split):
             with errors_at(where):
                 pairs.append(pair_from_row(row, where, cfg.task))
         groups = sorted({p.example["group"] for p in pairs if not p.split})
-        fifth = random.Random(0).sample(groups, len(groups))[::5]  # held out by default
+        fifth = {*random.Random(0).sample(groups, len(groups))[::5]}  # held out by default
         for p in pairs:
             p.split = p.split or ("unseen" if p.example["group"] in fifth else "train")
         pairs = [p for p in pairs if p.split == split]
@@ -664,9 +666,9 @@ def load_pairs(cfg, split):
         pairs = [p for p in pairs if (split != "transfer") ==
                  (p.example.get("category") in cfg.category.split(","))]
     check(pairs, f"{cfg.data or cfg.task}, category {cfg.category!r}: no {split} pairs")
-    groups = list(dict.fromkeys(p.example["group"] for p in pairs))
+    groups = dict.fromkeys(p.example["group"] for p in pairs)
     if split != "train" and cfg.eval_questions:
-        groups = random.Random(0).sample(groups, len(groups))[:cfg.eval_questions]
+        groups = {*random.Random(0).sample([*groups], len(groups))[:cfg.eval_questions]}
     return [p for p in pairs if p.example["group"] in groups]
 
 def encode(tokenizer, messages):
@@ -741,8 +743,8 @@ def check_reading(model, prompts, cfg):
         greedy = [[*ys, ys[0][:1]] for ys in greedy]  # two long answers and a short one
         for p, y in [(p, y) for p, ys in zip(prompts, greedy) for y in ys]:
             ids = torch.tensor([[*p, *y]], device=model.device)  # (1, P + R)
-            alone += model(input_ids=ids, logits_to_keep=len(y) + 1).logits[0, :-1]
-        alone, packed = torch.stack(alone), pack(prompts, greedy)  # (N, V)
+            alone.append(model(input_ids=ids, logits_to_keep=len(y) + 1).logits[0, :-1])
+        alone, packed = torch.cat(alone), pack(prompts, greedy)  # (N, V)
         kl = token_kl(alone, read(model, packed)).max().item()
         # gap: by how much a token that sample() found likeliest is not
         gap = (alone.amax(-1) - alone[range(len(alone)), packed.target]).max().item()
@@ -916,9 +918,11 @@ def main(argv=None, train=train, Config=Config):
     try:
         train(parse_config(argv, Config))
         return 0
-    except (UserError, KeyboardInterrupt, OSError, MemoryError,
-            torch.OutOfMemoryError) as e:
-        hint = " (lower --token-budget or --samples)" if "memory" in repr(e).lower() else ""
+    except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as e:
+        full = re.search("out of memory|allocate memory|MemoryError", repr(e))
+        if isinstance(e, RuntimeError) and not full:  # a bug
+            raise
+        hint = " (lower --token-budget or --samples)" if full else ""
         say(f"error: {str(e) or type(e).__name__}{hint}")
         return 2
 

@@ -83,9 +83,9 @@ def train(cfg):
         before = evaluate(model, tokenizer, held_out, cfg)
 
     order = [*batches(pairs, cfg.prompts, cfg.steps, cfg.seed)]
-    for chosen in order[run.done:]:  # a resumed run skips some
+    for chosen in order[run.done:]:  # a resumed run skips what it did
         began, batch = time.time(), [prompts[i] for i in chosen]
-        # random numbers of this step alone, so that --resume continues exactly
+        # the same random numbers for this step after --resume, too: integers hash alike
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
 
         # 1. SFT: the base model has answered the clean prompts, or does so now
@@ -101,7 +101,7 @@ def train(cfg):
                     t = read(model, pack(clean, ys))  # (N, V) SFT
             # 3. the student reads them after the wrapped ones; SFT: and learns to say them
             packed = pack(wrapped, ys)
-            s = read(model, packed)  # (N, V) what it says with the bait
+            s = read(model, packed)  # (N, V) logits with the bait
             y = packed.target.to(s.device)  # (N,) SFT
             nats = (token_nll(s, y) if cfg.loss == "nll" else  # SFT
                     token_kl(s, t) if cfg.kl == "reverse" else  # SFT

@@ -155,7 +155,7 @@ def interrupted(monkeypatch, half, error):
 
 @pytest.mark.parametrize("error, words", [
     (KeyboardInterrupt, "KeyboardInterrupt"), (MemoryError, "MemoryError"),
-    (OSError("disk"), "disk"),
+    (OSError("disk"), "disk"), (RuntimeError("can't allocate memory"), "--samples"),
     (torch.OutOfMemoryError("CUDA out of memory"), "--token-budget")])
 def test_what_ends_a_run_leaves_a_checkpoint(error, words, half, run, monkeypatch, capsys):
     interrupted(monkeypatch, half, error)
