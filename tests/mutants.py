@@ -19,8 +19,8 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("the adapter begins with noise", "torch.zeros(base.out", "torch.ones(base.out"),
         ("silent: PEFT takes it for the experts", "and name not in skipped", "")],
     "sample": [
-        ("the end token is no part of it", "                answer.append(t)",
-         "                answer += [t] if t not in eos or not answer else []"),
+        ("the end token is no part of it", "            answer.append(t)",
+         "            answer += [t] if t not in eos or not answer else []"),
         ("only one of several end tokens is known", "    cache = KVCache(max_new_tokens)",
          "    cache, eos = KVCache(max_new_tokens), {min(eos, default=0)}"),
         ("all answers share chances", "chance[:, n]", "chance[:1, n].expand(len(token))"),
