@@ -12,9 +12,7 @@
 an unfinished run over. A table stands between <!-- table: NAME --> and <!-- end -->.
 """
 import argparse
-import html
 import json
-import math
 import re
 import shutil
 import sys
@@ -397,26 +395,25 @@ polyline {{ fill: none; stroke: currentColor; stroke-width: 2 }}
 </svg>
 """
 
-def panel(arms, path, most):
+def panel(arms, path):
     """A diagram: a line per arm, a band over its seeds, its name at the end of the line."""
-    svg, label, steps = [], -99, [*next(iter(arms.values()))]
-
-    def at(step, value):
-        return f"{160 * int(step) / int(steps[-1]):.1f},{200 - 200 * value / most:.1f}"
-    for tenth in range(0, round(10 * most) + 1, 2):
-        y = 200 - 20 * tenth / most
-        svg.append(f'<line x2="160" y1="{y:.1f}" y2="{y:.1f}"/>'
-                   f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{10 * tenth} %</text>')
-    for step in steps:
-        x = 160 * int(step) / int(steps[-1])
-        svg.append(f'<text x="{x:.1f}" y="218" text-anchor="middle">{step}</text>')
-    curves = {arm: {step: values(found, path) for step, found in points.items()}
-              for arm, points in arms.items()}
-    for arm, c in sorted(curves.items(), key=lambda x: -mean([*x[1].values()][-1])):
-        label = max(label + 14, 204 - 200 * mean([*c.values()][-1]) / most)  # no overlap
-        line = " ".join(at(s, mean(c[s])) for s in c)
-        band = [at(s, max(c[s])) for s in c] + [at(s, min(c[s])) for s in reversed(c)]
-        svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
+    svg, label = [], -99
+    for percent in range(0, 101, 20):
+        y = 200 - 2 * percent
+        svg.append(f'<line x2="160" y1="{y}.0" y2="{y}.0"/>'
+                   f'<text x="-8" y="{y + 4}.0" text-anchor="end">{percent} %</text>')
+    for step in (0, 10, 20, 40):
+        svg.append(f'<text x="{4 * step}.0" y="218" text-anchor="middle">{step}</text>')
+    curves = {arm: [(int(step), values(found, path)) for step, found in arms[arm].items()]
+              for arm in COLORS if arm in arms}
+    for arm, curve in sorted(curves.items(), key=lambda c: -mean(c[1][-1][1])):
+        line = [(step, mean(seeds)) for step, seeds in curve]
+        band = [(step, max(seeds)) for step, seeds in curve]
+        band += [(step, min(seeds)) for step, seeds in reversed(curve)]
+        label = max(label + 14, 204 - 200 * line[-1][1])  # no overlap
+        line, band = (" ".join(f"{4 * step}.0,{200 - 200 * y:.1f}" for step, y in points)
+                      for points in (line, band))
+        svg += [f'<g color="{COLORS[arm]}"><polygon points="{band}"/>',
                 f'<polyline points="{line}"/>'
                 f'<text x="166" y="{label:.1f}">{arm}</text></g>']
     return svg
@@ -425,18 +422,13 @@ def drawn():
     """The curves of cube as an SVG picture, a row per model."""
     svg, top = [], 0
     for (model, _), arms in results("cube-*.json").items():
-        arms = {arm: arms[arm] for arm in COLORS if arm in arms}
-        if not arms:
-            continue
-        found = [e for points in arms.values() for seeds in points.values() for e in seeds]
-        most = max(max(values(found, path)) for path in PANELS)
-        svg.append(f'<text x="14" y="{top + 26}" font-weight="bold">{html.escape(model)}, '
+        svg.append(f'<text x="14" y="{top + 26}" font-weight="bold">{model}, '
                    'trained on capitals: share of right answers</text>')
         for n, path in enumerate(PANELS):
             svg += [f'<g transform="translate({54 + 300 * n} {top + 68})">',
                     f'<text y="-14">{NAMES[path].capitalize()}</text>',
                     '<text x="80" y="238" text-anchor="middle">training steps</text>',
-                    *panel(arms, path, math.ceil(5 * most or 1) / 5), "</g>"]
+                    *panel(arms, path), "</g>"]
         top += 310
     return SVG.format(height=top + 10, body="\n".join(svg))
 
