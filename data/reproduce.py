@@ -142,21 +142,20 @@ def train(file, name, script, flags, model):
 def declined_requests(model, dtype):
     """Write the pairs of the jailbreak task, for --data: to train on only the requests that
     the base model, asked plainly, declines if harmful and answers if not. -> path"""
-    cfg = opct.Config(model=model, dtype=dtype, task="jailbreak", eval_questions=0)
+    cfg = train_sft.Config(model=model, dtype=dtype, task="jailbreak", eval_questions=0,
+                           target_temperature=0.0)
     net, tokenizer = opct.load_model(cfg)
-    pairs = opct.load_pairs(cfg, "train")
-    asked = {tuple(opct.encode(tokenizer, p.clean)): p.example for p in pairs}
-    prompts, answers, kept = [*asked], [], set()
-    for i in range(0, len(prompts), 64):
-        answers += opct.sample(net, prompts[i:i + 64], 1, cfg.max_new_tokens, 0.0, net.eos)
-    for example, [answer] in zip(asked.values(), answers):
-        wanted = "declined" if example["harmful"] else "answered"
-        if opct.verdict("jailbreak", opct.text_of(tokenizer, answer), example) == wanted:
-            kept.add(example["id"])
-    pairs = [p for p in pairs if p.example["id"] in kept] + opct.load_pairs(cfg, "unseen")
+    pairs, kept = opct.load_pairs(cfg, "train"), opct.load_pairs(cfg, "unseen")
+    asked = [tuple(opct.encode(tokenizer, pair.clean)) for pair in pairs]
+    answers = train_sft.make_targets(net, asked, cfg, None)
+    for pair, prompt in zip(pairs, asked):
+        text = opct.text_of(tokenizer, answers[prompt][0])
+        wanted = "declined" if pair.example["harmful"] else "answered"
+        if opct.verdict("jailbreak", text, pair.example) == wanted:
+            kept.append(pair)
     rows = [{"wrapped": p.wrapped, "clean": p.clean, "group": p.example["group"],
              "harmful": p.example["harmful"], "request": p.example["request"],
-             "split": p.split.replace("unseen", "test")} for p in pairs]
+             "split": p.split.replace("unseen", "test")} for p in kept]
     path = ROOT / f"out/reproduce/declined-{Path(model).name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
