@@ -29,7 +29,7 @@ from opct import UserError, check  # noqa: E402
 
 RESULTS = ROOT / "data/results"
 SCRIPTS = {"opct": opct, "sft": train_sft}
-TASKS = {  # metrics of the tables; the first shows the fault, the second an overcorrection
+TASKS = {  # metrics of the tables
     "sycophancy": "unseen.follow_wrapped unseen.accuracy_clean unseen.accuracy_wrapped "
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
     "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean",
@@ -282,14 +282,6 @@ def table(headings, groups, percent=False):
             last, runs = asked, runs + after
     return lines, runs
 
-def embedded():
-    headings = ["follows ↓ / declines ↑ / warns ↑",
-                "right without bait ↑ / answers harmless ↑ / overwarns ↓", "capability ↑",
-                "drift, nats per token ↓"]
-    groups = [(task, arms, [*TASKS[task].split()[:2], "capability", "drift"])
-              for (_, task), arms in results("embedded.json").items()]
-    return markdown(*table(headings, groups))
-
 def per_task(pattern):
     """A table per model and task, with more metrics, a column per arm."""
     parts = []
@@ -435,7 +427,7 @@ def drawn():
 # 4. Command line
 
 TABLES = {  # name: what makes it, or the columns of what a script in tests/ measured
-    "embedded": embedded, "embedded-long": lambda: per_task("embedded.json"),
+    "embedded": lambda: per_task("embedded.json"),
     "axes": lambda: per_task("axes-*.json"), "cube": cube, "cube-short": cube_short,
     **dict.fromkeys(("bench", "bench-h100"), "part dtype ours_s tokens_per_s rival rival_s "
                     "times_faster ours_gb rival_gb"),

@@ -33,7 +33,7 @@ def test_a_table_has_mean_range_interval_and_n_of_the_seeds(place):
             "arm": "opct", "name": f"x-seed{seed}", "config": asdict(opct.Config()),
             "versions": {}, "hardware": {}, "seconds": 90,
             **dict.fromkeys(("before", "after"), {"unseen": {"follow_wrapped": m}})})
-    table = reproduce.filled("<!-- table: embedded-long -->\nold\n<!-- end -->\n")
+    table = reproduce.filled("<!-- table: embedded -->\nold\n<!-- end -->\n")
     assert "| unseen.follow_wrapped | 0.200 [0.100, 0.300] n 40 in 20 " \
            "| 0.300 (0.200–0.400) [0.100, 0.500] n 40 in 20 |\n" in table
     assert "x (2): 150 × 32" in table and "| 1.5 |" in table and "old" not in table
