@@ -66,7 +66,7 @@ CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
 USER = "control.accuracy_wrapped"
 JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.unparsed", "transfer.truncated",
           "unseen.accuracy_wrapped", USER, "capability", "drift"]
-PAIRED, PANELS = (BAIT, CLEAN, USER), (BAIT, USER, "capability")
+PAIRED, PANELS = (BAIT, FOLLOWS, CLEAN, USER), (BAIT, USER, "capability")
 NAMES = {BAIT: "right under the bait", CLEAN: "right without bait",
          FOLLOWS: "follows the bait", USER: "right when the user is right",
          "capability": "capability", "drift": "drift"}
