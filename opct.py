@@ -355,7 +355,7 @@ def token_kl(p, q):
 
 def token_kl_sampled(student, teacher, target):
     """The paper's estimate of the reverse KL, from logits (N, V) and sampled tokens (N,):
-    log p - log q there (N,), its gradient by REINFORCE. Right in the mean, but noisier."""
+    log p - log q there (N,), its gradient by REINFORCE: unbiased, but noisier."""
     log_p, log_q = (x.float().log_softmax(-1).gather(-1, target[:, None])[:, 0]  # (N,) each
                     for x in (student, teacher))
     ratio = (log_p - log_q).detach()  # (N,)
