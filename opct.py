@@ -371,7 +371,7 @@ def batches(pairs, B, steps, seed):
     for i, pair in enumerate(pairs):
         wordings[pair.example["id"]].append(i)
     for _ in range(steps):
-        if len(queue) < B:  # what is left comes first, and last in the next epoch
+        if len(queue) < B:  # the rest of this epoch, then the next, in which it comes last
             epoch = rng.sample(list(wordings), len(wordings))
             queue += sorted(epoch, key=lambda question: question in queue)
         step, queue = queue[:B], queue[B:]
