@@ -51,6 +51,7 @@ class Config:
     category: str = ""        # train on this category (or a,b) alone; test on others too
     out: str = ""             # folder of the run; empty: out/TASK
     resume: str = ""          # folder of a stopped run, to continue with its settings
+    ask: str = ""             # with --resume: print its answer to this prompt, then end
     steps: int = 150          # optimizer steps; 0 only evaluates
     prompts: int = 8          # B: different questions per step
     samples: int = 4          # K: answers sampled per question
@@ -866,6 +867,7 @@ class Run:
         for k, m in new.items():
             print(f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   "
                   f"{m['low']:.3f} to {m['high']:.3f}{m['n']:7}")
+        print(f"to talk to it: --resume {self.cfg.out!a} --ask TEXT")
         return results
 
 
@@ -890,8 +892,9 @@ def check_config(cfg):
         check(not number or least <= value < 2**31, f"{flag} {value}: out of range")
     if cfg.resume:
         saved = read_checkpoint(cfg.resume)["config"] | {"out": cfg.resume}
-        may_differ = {"resume", "model", "steps", "save_every", "eval_questions", "device",
-                      "token_budget"}  # model: its folder may have moved
+        may_differ = {"resume", "steps", "save_every", "eval_questions", "device",
+                      "token_budget", "model",  # its folder may have moved
+                      "ask", "max_new_tokens" if cfg.ask else ""}
         other = sorted({k for k, _ in saved.items() ^ asdict(cfg).items()} - may_differ)
         check(not other, f"--resume keeps script and settings; other {', '.join(other)}")
 
@@ -913,10 +916,23 @@ def parse_config(argv=None, Config=Config):
         given = {**known, "out": given["resume"], **given}
     return Config(**given)
 
+def ask(cfg):
+    """--ask: print an answer to that prompt, of the base model and of the trained one."""
+    model, tokenizer = load_model(cfg)
+    pair = Pair(chat(cfg.ask), chat(cfg.ask), {}, "--ask", "")
+    [(prompt, _)] = encode_pairs(model, tokenizer, [pair], cfg)
+    for name in ("base", "trained") if cfg.resume else ("base",):
+        if name == "trained":
+            add_lora(model, cfg.lora_rank, cfg.lora_alpha)
+            model.load_state_dict(read_checkpoint(cfg.resume)["adapter"], strict=False)
+        [[answer]] = sample(model, [prompt], 1, cfg.max_new_tokens, 0.0, model.eos)
+        print(f"{name:9}{text_of(tokenizer, answer)}")
+
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
     try:
-        train(parse_config(argv, Config))
+        cfg = parse_config(argv, Config)
+        (ask if cfg.ask else train)(cfg)
         return 0
     except (UserError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as e:
         full = re.search("out of memory|allocate memory|MemoryError", repr(e))

@@ -180,8 +180,8 @@ def test_the_outcome_is_printed_first_also_in_plain_ascii(tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = subprocess.run([*COMMAND, "--steps", "2", "--out", "käse"], cwd=tmp_path,
                           capture_output=True, text=True)
-    first, *table = done.stdout.splitlines()
-    assert all(w in first for w in ("%", "n = 4", "adapter"))
+    first, *table, last = done.stdout.splitlines()
+    assert all(w in first for w in ("%", "n = 4", "adapter")) and "--ask" in last
     assert {"follow_wrapped", "capability", "drift"} < {line.split()[0] for line in table}
     assert done.returncode == 0 and (tmp_path / "käse/results.json").exists()
 

@@ -83,7 +83,7 @@ def test_nothing_imports_a_script_of_data_but_its_own_test():
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not DATA_SCRIPTS & parts - {path.stem.removeprefix("test_")}, path.name
 
-@pytest.mark.parametrize("name, most", [("opct.py", 930), ("train_sft.py", 150)])
+@pytest.mark.parametrize("name, most", [("opct.py", 946), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -105,12 +105,15 @@ def test_every_command_of_the_readme_is_understood():
         if "--resume" not in flags:  # which needs a run
             opct.parse_config(flags, config)
 
-def test_its_recipe_to_talk_to_the_result_runs(capsys):
+def test_its_command_to_talk_to_the_result_runs(capsys):
     opct.main("--category capitals --steps 2 --eval-questions 2 --prompts 2".split())
-    recipe = README.split("```python\nimport contextlib")[1].split("```")[0]
-    exec("import contextlib" + recipe, {})
-    last = capsys.readouterr().out.splitlines()[-2:]
-    assert [line.split()[0] for line in last] == ["base", "trained"] and "is" in last[0]
+    state = opct.read_checkpoint("out/sycophancy")
+    state["adapter"] = {name: p + 1 for name, p in state["adapter"].items()}  # it babbles
+    torch.save(state, "out/sycophancy/checkpoint.pt")
+    assert opct.main(shlex.split(re.search("opct.py (.* --ask .*)", README)[1])) == 0
+    base, trained = (s.split(" ", 1) for s in capsys.readouterr().out.splitlines()[-2:])
+    assert base == ["base", "    The answer is Athens."] and trained[0] == "trained"
+    assert trained[1].strip() != base[1].strip()
 
 def test_its_rows_of_data_run(tmp_path):
     rows = re.findall("```json\n(.*)\n```", README)
