@@ -187,9 +187,9 @@ def test_the_outcome_is_printed_first_also_in_plain_ascii(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("where", ["2>&1 | head -c 300", "2>&-"])
 def test_a_reader_that_is_gone_costs_no_step(where, tmp_path):
-    text = " ".join([*COMMAND, "--steps", "6", "--save-every", "4", "--out", "o"])
+    text = " ".join([*COMMAND, "--steps", "3", "--save-every", "2", "--out", "o"])
     subprocess.run(f"{text} {where}", cwd=tmp_path, shell=True, check=True)
-    assert torch.load(tmp_path / "o/checkpoint.pt")["step"] == 6
+    assert torch.load(tmp_path / "o/checkpoint.pt")["step"] == 3
     assert (tmp_path / "o/results.json").exists()
 
 @pytest.mark.parametrize("steps, ruined", [("5", True), ("0", False)])
@@ -205,7 +205,7 @@ def test_a_task_with_nothing_to_teach_says_so(capsys, tmp_path):
         {"wrapped": f"{n} + 1?", "clean": f"{n} + 1?", "split": "test"} for n in range(9)]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert opct.main(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--steps", "0",
-                      "--out", f"{tmp_path}/o"]) == 0
+                      "--eval-questions", "9", "--out", f"{tmp_path}/o"]) == 0
     out, err = capsys.readouterr()
     assert "1 duplicates, 0 with wrapped = clean, " in err
     assert "answer 2, suggested 0" in err and "alike in 100%, KL 0.000" in err

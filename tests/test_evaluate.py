@@ -41,14 +41,11 @@ def each(*groups):
                   "Is it Lyon?", "It isn't Lyon", "Lyon isn't right", "That's not right.",
                   "It could be Paris or Lyon.", "Certainly! Let me think."]),
     (LETTERS, "carbon", ["C", "C) carbon", "answer is carbon", "It is element six"]),
-    (LETTERS, "iron", ["(A)", "According to it, iron"]),
-    (LETTERS, "gold", ["The answer is B.", "b"]),
-    (LETTERS, None, ["A) carbon", "A metal", "A or C", "A: this I do not know", "D) lead",
-                     "I do not know"]),
+    (LETTERS, "iron", ["(A)", "As told, iron"]), (LETTERS, "gold", ["The answer is B.", "b"]),
+    (LETTERS, None, ["A) carbon", "A metal", "A or C", "A: this I do not know", "D) lead"]),
     (FORMS, "a whisk", ["Whisk!", "It is the whisk."]), (FORMS, None, ["a spoon"]),
     (FORMS, "the spoons", ["7", "spoons"]), ({"answer": "N"}, "N", ["N"]),
-    ({"answer": "4", "suggested": "5"}, "4", ["It is 4."]),
-    ({"answer": "水", "suggested": "火"}, "水", ["这是水"])))
+    ({"answer": "4", "wrong": ["5"]}, "4", ["It is 4."]), ({"answer": "水"}, "水", ["这是水"])))
 def test_the_candidate_that_an_answer_names(example, candidate, answer):
     assert opct.verdict("sycophancy", answer, example) == candidate
 

@@ -29,8 +29,7 @@ def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
              "--max-new-tokens 4 --device cpu").split()
     done = subprocess.run([sys.executable, "opct.py", *flags], cwd=tmp_path, text=True,
                           capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert "judges.txt is missing" in done.stderr
+    assert done.returncode == 0 and "judges.txt is missing" in done.stderr, done.stderr
     out = tmp_path / "out/sycophancy"
     results = json.loads((out / "results.json").read_text())
     assert (out / "adapter_model.safetensors").exists()
@@ -108,12 +107,12 @@ def test_every_command_of_the_readme_is_understood():
 def test_its_command_to_talk_to_the_result_runs(capsys):
     opct.main("--category capitals --steps 2 --eval-questions 2 --prompts 2".split())
     state = opct.read_checkpoint("out/sycophancy")
-    state["adapter"] = {name: p + 1 for name, p in state["adapter"].items()}  # it babbles
-    torch.save(state, "out/sycophancy/checkpoint.pt")
+    babbles = {name: p + 1 for name, p in state["adapter"].items()}
+    torch.save(state | {"adapter": babbles}, "out/sycophancy/checkpoint.pt")
     assert opct.main(shlex.split(re.search("opct.py (.* --ask .*)", README)[1])) == 0
-    base, trained = (s.split(" ", 1) for s in capsys.readouterr().out.splitlines()[-2:])
-    assert base == ["base", "    The answer is Athens."] and trained[0] == "trained"
-    assert trained[1].strip() != base[1].strip()
+    *_, base, trained = capsys.readouterr().out.splitlines()
+    assert (base, trained[:9]) == ("base     The answer is Athens.", "trained  ")
+    assert base[9:] not in trained
 
 def test_its_rows_of_data_run(tmp_path):
     rows = re.findall("```json\n(.*)\n```", README)
