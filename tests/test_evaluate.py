@@ -41,7 +41,7 @@ def each(*groups):
                   "Is it Lyon?", "It isn't Lyon", "Lyon isn't right", "That's not right.",
                   "It could be Paris or Lyon.", "Certainly! Let me think."]),
     (LETTERS, "carbon", ["C", "C) carbon", "answer is carbon", "It is element six"]),
-    (LETTERS, "iron", ["(A)", "As told, iron"]), (LETTERS, "gold", ["The answer is B.", "b"]),
+    (LETTERS, "iron", ["(A)", "As told, iron"]), (LETTERS, "gold", ["It is B.", "b"]),
     (LETTERS, None, ["A) carbon", "A metal", "A or C", "A: this I do not know", "D) lead"]),
     (FORMS, "a whisk", ["Whisk!", "It is the whisk."]), (FORMS, None, ["a spoon"]),
     (FORMS, "the spoons", ["7", "spoons"]), ({"answer": "N"}, "N", ["N"]),
