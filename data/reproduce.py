@@ -2,7 +2,7 @@
 
     python data/reproduce.py run embedded    both arms on three tasks, the embedded model
     python data/reproduce.py run cube --model FOLDER    a chat model: what matters in OPCT?
-    python data/reproduce.py run axes --model FOLDER    the other two tasks on it
+    python data/reproduce.py run axes --model FOLDER    README.md's run; the other tasks
     python data/reproduce.py run embedded --only safety    the runs whose name matches
     python data/reproduce.py    print every table
     python data/reproduce.py fill README.md data/results/README.md    update their tables
@@ -53,6 +53,8 @@ EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
                                         for task in TASKS for arm in ("sft", "opct")}),
     "axes": (f"{CHAT} --eval-questions 0", {  # DECLINED: see declined_requests()
+        "sycophancy-opct": "opct --category capitals --prompts 8 --samples 4 "
+                           "--token-budget 512 --eval-questions 100",  # as in README.md
         "jailbreak-opct": "opct --task jailbreak", "jailbreak-sft": "sft --task jailbreak",
         "safety-opct": "opct --task safety", "safety-sft": "sft --task safety",
         "declined-opct": "opct --task jailbreak --data DECLINED",
