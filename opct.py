@@ -48,10 +48,10 @@ class Config:
     model: str = "data/tiny"  # model folder, or a name on the Hugging Face hub
     task: Literal["sycophancy", "jailbreak", "safety"] = "sycophancy"  # what to train away
     data: str = ""            # your own pairs, JSON lines; empty: the task's own in data/
-    category: str = ""        # train on this category (or a,b) alone; test on others too
+    category: str = ""        # train on this (or a,b) alone; built-in data: test others too
     out: str = ""             # folder of the run; empty: out/TASK
     resume: str = ""          # folder of a stopped run, to continue with its settings
-    ask: str = ""             # with --resume: print its answer to this prompt, then end
+    ask: str = ""             # print the base and the --resume model's answer to this, end
     steps: int = 150          # optimizer steps; 0 only evaluates
     prompts: int = 8          # B: different questions per step
     samples: int = 4          # K: answers sampled per question
@@ -94,7 +94,7 @@ class Pair:
     example: dict  # the data row: its id, its group (see interval), what verdict() needs
     wrapper: str   # where the bait comes from: id of a wording or frame, line of --data
     split: str     # train; unseen: other questions and wordings; seen: other questions in
-                   # wordings of train; control: as unseen, but the suggestion is right;
+                   # training wordings; control: as unseen, but the suggestion is right;
                    # transfer: as unseen, of other categories; capability: without any bait
 
 def chat(text, system=""):
@@ -151,7 +151,7 @@ class LoRALinear(nn.Module):
         return y
 
 def add_lora(model, rank, alpha):
-    """Put an adapter beside every linear layer but the head. -> the parameters that train.
+    """Put an adapter beside every linear layer but the head. -> the trainable parameters.
     Not adapted: a vision tower, the experts of a mixture (3-D tensors), and linear layers
     with the experts' names, since PEFT would load their adapter into the experts."""
     model.requires_grad_(False)
@@ -196,9 +196,8 @@ def run_model(model, ids, positions, distance, keep, cache=None):
     default = ["sliding_attention" if window else "full_attention"]
     for kind in set(getattr(config, "layer_types", None) or default):
         reach = window if kind == "sliding_attention" else torch.inf
-        seen = (distance >= 0) & (distance < reach)  # (rows or 1, Q, T)
-        mask = torch.where(seen, 0.0, torch.finfo(model.dtype).min)  # (rows or 1, Q, T)
-        masks[kind] = mask[:, None].to(model.dtype)  # (.., 1, Q, T) is added to the scores
+        seen = ((distance >= 0) & (distance < reach))[:, None]  # (rows or 1, 1, Q, T)
+        masks[kind] = torch.where(seen, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
     inputs = inspect.signature(model.forward).parameters
     cache_name = "cache" if "cache" in inputs else "past_key_values"  # renamed in 5.24
     return model(input_ids=ids, position_ids=positions, logits_to_keep=keep,
@@ -236,7 +235,7 @@ class KVCache:
 
 def pick(logits, temperature, chance):
     """Logits (rows, V), chance (rows,) in [0, 1) -> a token per row, by inverse CDF
-    (float64, for rare tokens). No top-k or top-p: the KL is of what was sampled from."""
+    (float64, for rare tokens). No top-k or top-p: the KL is of the full distribution."""
     if temperature == 0:
         return logits.argmax(-1)  # (rows,)
     cdf = (logits.float() / temperature).softmax(-1).double().cumsum(-1)  # (rows, V)
@@ -322,8 +321,7 @@ def pack(prompts, answers):
 def read(model, packed):
     """-> logits (N, V): what answer token n was predicted from."""
     ids, positions, tree, branch, predict_at, _ = (x.to(model.device) for x in packed)
-    own = (branch == 0) | (branch[:, None] == branch)  # (T, T) of the prompt or own answer
-    own &= tree[:, None] == tree  # (T, T)
+    own = (tree[:, None] == tree) & ((branch == 0) | (branch[:, None] == branch))  # (T, T)
     distance = torch.where(own, positions[0][:, None] - positions[0], -1)  # (T, T)
     return run_model(model, ids, positions, distance[None], predict_at)[0]
 
@@ -372,7 +370,7 @@ def batches(pairs, B, steps, seed):
     for i, pair in enumerate(pairs):
         wordings[pair.example["id"]].append(i)
     for _ in range(steps):
-        if len(queue) < B:  # the rest of this epoch, then the next, in which it comes last
+        if len(queue) < B:  # keep the rest; its questions come last in the next epoch
             epoch = rng.sample(list(wordings), len(wordings))
             queue += sorted(epoch, key=lambda question: question in queue)
         step, queue = queue[:B], queue[B:]
@@ -392,7 +390,7 @@ def train(cfg):
     order = [*batches(pairs, cfg.prompts, cfg.steps, cfg.seed)]
     for chosen in order[run.done:]:  # a resumed run skips what it did
         began, batch = time.time(), [prompts[i] for i in chosen]
-        # the same random numbers for this step after --resume, too: integers hash alike
+        # the same chances after --resume: a tuple of ints hashes alike in every process
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
 
         # 1. on-policy: the student answers the wrapped prompts, at temperature 1
@@ -410,7 +408,7 @@ def train(cfg):
             kl = (token_kl(s, t) if cfg.kl == "reverse" else
                   token_kl(t, s) if cfg.kl == "forward" else
                   token_kl_sampled(s, t, packed.target.to(s.device)))  # (N,)
-            loss = kl.sum() / n_tokens  # of the whole step: all tokens weigh the same
+            loss = kl.sum() / n_tokens  # of the whole step: all tokens have equal weight
             loss.backward()
             loss_sum += loss.item()
 
@@ -448,7 +446,7 @@ def named(answer, example):
     """The candidate that an answer endorses, if only by "yes". None: none or several."""
     options = [*example.get("wrong", []), example.get("suggested"), example.get("answer")]
     forms = {re.sub("^(a|an|the) ", "", words(form)): c for c in options if c
-             for form in [c, *example.get("aliases", {}).get(c, [])]}
+             for form in [c, *example.get("aliases", {}).get(c, [])] if words(form)}
     if not forms:  # nothing to look for: the answers can still be compared
         return words(answer) or None
     mentions = set()  # (0: denied, 1: named, 2: given as the answer; candidate)
@@ -466,7 +464,7 @@ def named(answer, example):
     return endorsed.pop() if len(endorsed) == 1 else None
 
 def declined(answer, example):
-    """Do its first 240 characters refuse, and the rest not comply? None: no telling."""
+    """Do its first 240 characters refuse, and the rest not comply? None: unclear."""
     text = " ".join(answer.lower().replace("\u2019", "'").split())
     spoken = re.sub(r'"[^"]*("|$)', '"..."', text)  # what it quotes, it does not say itself
     refusal = re.search(rules()["declines"], spoken[:240])
@@ -679,9 +677,8 @@ def encode(tokenizer, messages):
         check(not re.fullmatch(r"[<\[|].+[>\]|]", token) or token not in content,
               f"a text holds the control token {token}")
     with errors_at(f"{tokenizer.name_or_path}: its chat template"):
-        text = tokenizer.apply_chat_template(  # the switch for thinking has two names
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False,
-            thinking=False)
+        off = dict(tokenize=False, enable_thinking=False, thinking=False)  # has two names
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **off)
         for m in messages:  # some templates know no system role and drop its message
             check(m["content"].strip() in text, f"leaves out a {m['role']} message")
     return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -738,14 +735,14 @@ def check_reading(model, prompts, cfg):
     """Refuse a model that goes wrong in tree or cache: the run's shortest and longest
     prompt, side by side and cached, must give what the model's own forward gives."""
     asked = sorted((ids for both in prompts for ids in both), key=len)
-    prompts, alone = [asked[0], asked[-1]], []
+    ends, alone = [asked[0], asked[-1]], []
     with errors_at(f"--model {cfg.model} does not fit opct.py's masks and cache"):
-        greedy = sample(model, prompts, 2, min(32, cfg.max_new_tokens), 0.0, set())
+        greedy = sample(model, ends, 2, min(32, cfg.max_new_tokens), 0.0, set())
         greedy = [[*ys, ys[0][:1]] for ys in greedy]  # two long answers and a short one
-        for p, y in [(p, y) for p, ys in zip(prompts, greedy) for y in ys]:
+        for p, y in [(p, y) for p, ys in zip(ends, greedy) for y in ys]:
             ids = torch.tensor([[*p, *y]], device=model.device)  # (1, P + R)
             alone.append(model(input_ids=ids, logits_to_keep=len(y) + 1).logits[0, :-1])
-        alone, packed = torch.cat(alone), pack(prompts, greedy)  # (N, V)
+        alone, packed = torch.cat(alone), pack(ends, greedy)  # (N, V)
         kl = token_kl(alone, read(model, packed)).max().item()
         # gap: by how much a token that sample() found likeliest is not
         gap = (alone.amax(-1) - alone[range(len(alone)), packed.target]).max().item()
@@ -864,9 +861,9 @@ class Run:
         if new["truncated"]["value"] > 0.5:
             print("NOTE: most answers were truncated; raise --max-new-tokens")
         print(f"{'':24}before   after   95 % interval        n")
-        for k, m in new.items():
-            print(f"{k:22}{old[k]['value']:8.3f}{m['value']:8.3f}   "
-                  f"{m['low']:.3f} to {m['high']:.3f}{m['n']:7}")
+        for k in [k for k in new if k in old]:  # follow_parsed: where one could be parsed
+            print(f"{k:22}{old[k]['value']:8.3f}{new[k]['value']:8.3f}   "
+                  f"{new[k]['low']:.3f} to {new[k]['high']:.3f}{new[k]['n']:7}")
         print(f"to talk to it: --resume {self.cfg.out!a} --ask TEXT")
         return results
 
@@ -881,7 +878,7 @@ def say(text):
 
 def check_config(cfg):
     """Reject invalid settings, on the command line as in a notebook."""
-    zero = "steps", "max_new_tokens", "eval_questions", "seed", "target_temperature"
+    zero = "steps", "max_new_tokens", "eval_questions", "seed", "target_temperature"  # SFT
     for f in fields(cfg):
         flag, value = "--" + f.name.replace("_", "-"), getattr(cfg, f.name)
         choices, number = get_args(f.type), f.type in (int, float)
@@ -903,7 +900,7 @@ def parse_config(argv=None, Config=Config):
     parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.description = inspect.getmodule(Config).__doc__.partition("\n")[0]
     parser.error = lambda message: check(False, f"{message}; --help lists the flags")
-    source = "".join(inspect.getsource(c) for c in Config.__mro__[-2::-1])
+    source = "".join(inspect.getsource(c) for c in Config.__mro__[-2::-1])  # parents first
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
     for f in fields(Config):
         kind = {"choices": get_args(f.type)} if get_args(f.type) else {"type": f.type}
@@ -911,9 +908,8 @@ def parse_config(argv=None, Config=Config):
         parser.add_argument("--" + f.name.replace("_", "-"), help=note, **kind)
     given = vars(parser.parse_args(argv))
     if "resume" in given:
-        saved = read_checkpoint(given["resume"])["config"]
-        known = {k: v for k, v in saved.items() if k in notes}  # check_config() compares
-        given = {**known, "out": given["resume"], **given}
+        saved = read_checkpoint(given["resume"])["config"] | {"out": given["resume"]}
+        given = {k: v for k, v in saved.items() if k in notes} | given  # see check_config()
     return Config(**given)
 
 def ask(cfg):
@@ -930,6 +926,8 @@ def ask(cfg):
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
+    if sys.stdout:  # its encoding may lack characters that a model says
+        sys.stdout.reconfigure(errors="replace")
     try:
         cfg = parse_config(argv, Config)
         (ask if cfg.ask else train)(cfg)
@@ -938,7 +936,7 @@ def main(argv=None, train=train, Config=Config):
         full = re.search("out of memory|allocate memory|MemoryError", repr(e))
         if isinstance(e, RuntimeError) and not full:  # a bug
             raise
-        hint = " (lower --token-budget or --samples)" if full else ""
+        hint = " (lower --token-budget, --prompts or --samples)" if full else ""
         say(f"error: {str(e) or type(e).__name__}{hint}")
         return 2
 

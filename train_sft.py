@@ -85,7 +85,7 @@ def train(cfg):
     order = [*batches(pairs, cfg.prompts, cfg.steps, cfg.seed)]
     for chosen in order[run.done:]:  # a resumed run skips what it did
         began, batch = time.time(), [prompts[i] for i in chosen]
-        # the same random numbers for this step after --resume, too: integers hash alike
+        # the same chances after --resume: a tuple of ints hashes alike in every process
         rng = torch.Generator(model.device).manual_seed(hash((cfg.seed, run.done)))
 
         # 1. SFT: the base model has answered the clean prompts, or does so now

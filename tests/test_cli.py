@@ -104,8 +104,7 @@ def pickled(_):
     torch.save(st.load_file(ROOT / "data/tiny" / WEIGHTS), buffer := io.BytesIO())
     return buffer.getvalue()
 
-@pytest.mark.parametrize("changes", [
-    {WEIGHTS: None, "pytorch_model.bin": pickled},
+@pytest.mark.parametrize("changes", [{WEIGHTS: None, "pytorch_model.bin": pickled},
     {"tokenizer.json": edited(truncation={
         "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0})},
     {"config.json": edited(attention_dropout=0.5)},
@@ -121,8 +120,7 @@ def test_what_stands_in_a_folder_beside_the_model_changes_nothing(changes, tiny,
 
 def test_code_of_a_model_folder_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    folder = altered(tmp_path / "m", {
-        "own.py": lambda _: b"open('ran', 'w')",
+    folder = altered(tmp_path / "m", {"own.py": lambda _: b"open('ran', 'w')",
         "config.json": edited(model_type="own", auto_map={"AutoConfig": "own.Config"})})
     with pytest.raises(opct.UserError, match="custom code"):
         opct.load_model(opct.Config(model=folder))
@@ -207,6 +205,5 @@ def test_a_task_with_nothing_to_teach_says_so(capsys, tmp_path):
     assert opct.main(["--data", f"{tmp_path}/own.jsonl", "--prompts", "1", "--steps", "0",
                       "--eval-questions", "9", "--out", f"{tmp_path}/o"]) == 0
     out, err = capsys.readouterr()
-    assert "1 duplicates, 0 with wrapped = clean, " in err
-    assert "answer 2, suggested 0" in err and "alike in 100%, KL 0.000" in err
-    assert "little to teach" in out
+    assert "1 duplicates, 0 with wrapped = " in err and "answer 2, suggested 0" in err
+    assert "alike in 100%, KL 0.000" in err and "little to teach" in out

@@ -99,8 +99,7 @@ def pairs_of(questions, wordings):
 @pytest.mark.parametrize("B", [1, 4, 7, 10])
 def test_an_epoch_asks_all_questions_once_those_of_a_step_differ_the_seed_decides(B):
     pairs = pairs_of("abcdefghij", 3)
-    steps, again, other = (list(opct.batches(pairs, B, 300, seed))
-                           for seed in (0, 0, 1))
+    steps, again, other = (list(opct.batches(pairs, B, 300, seed)) for seed in (0, 0, 1))
     assert steps == again != other
     assert all(len({pairs[i].example["id"] for i in step}) == B for step in steps)
     asked = [pairs[i].example["id"] for step in steps for i in step]

@@ -82,7 +82,7 @@ def test_nothing_imports_a_script_of_data_but_its_own_test():
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not DATA_SCRIPTS & parts - {path.stem.removeprefix("test_")}, path.name
 
-@pytest.mark.parametrize("name, most", [("opct.py", 946), ("train_sft.py", 150)])
+@pytest.mark.parametrize("name, most", [("opct.py", 944), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()

@@ -87,8 +87,7 @@ def test_own_pairs_are_text_or_chats_and_the_split_is_theirs_or_a_fifth_of_group
     assert [p.clean for p in opct.load_pairs(cfg, "unseen")] == [
         opct.chat("What is 0?"), opct.chat("What is 2?")]
 
-WRONG = [
-    (good(1, suggestd="4"), "suggestd"), (good(1, answer=4), "answer"),
+WRONG = [(good(1, suggestd="4"), "suggestd"), (good(1, answer=4), "answer"),
     ({"prompt": "a", "completion": "b"}, "has prompt, completion"),
     ({"clean": "a"}, "wrapped"), (good(1, suggested=float("nan")), "suggested"),
     (good(1, wrong="5"), "wrong"), (good(1, aliases={"4": "four"}), "aliases"),
