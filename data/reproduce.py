@@ -237,7 +237,8 @@ def cell(evaluations, path, percent=False):
     drift = path == "drift"  # in nats, not a share
     scale, digits = (100, 0) if percent and not drift else (1, 4 if drift else 3)
     middle, least, most, low, high = (
-        f"{scale * x:.{digits}f}" for x in (mean(seeds), min(seeds), max(seeds), *bounds))
+        f"{scale * x + 1e-9:.{digits}f}"  # 20.5 is 21
+        for x in (mean(seeds), min(seeds), max(seeds), *bounds))
     n, clusters = (shown([m[key] for m in found]) for key in ("n", "clusters"))
     size = f" n {n}" + (f" in {clusters}" if clusters != n else "")
     seeds = f" ({least}–{most})" if least != most else ""
@@ -288,7 +289,8 @@ def per_task(pattern):
     """A table per model and task, with more metrics, a column per arm."""
     parts = []
     for (model, task), arms in results(pattern).items():
-        metrics = f"{TASKS[task]} unseen.unparsed unseen.kl capability drift".split()
+        metrics = (f"{TASKS[task]} unseen.unparsed unseen.truncated unseen.kl capability "
+                   "drift").split()
         lines, runs = table(metrics, [(task, arms, metrics)])
         lines[0][0] = ""
         if model and f"**{model}**" not in parts:
@@ -307,7 +309,7 @@ def cube_short():
     for metric, name in NAMES.items():
         n, better = dig(runs, metric)[0]["clusters"], "↓" if metric == FOLLOWS else "↑"
         headings.append(f"{name} {better} (n {n})")
-    lines[0][1:] = [*headings[:-1], "drift, nats per token ↓", "minutes on 2 CPU cores"]
+    lines[0][1:] = [*headings[:-1], "drift, nats per token ↓", "training minutes, 2 cores"]
     return markdown(lines, runs)
 
 def best(arms, arm):
