@@ -453,7 +453,7 @@ def named(answer, example):
     for clause in re.split(rules()["ends"], answer):
         text = f" {words(clause)} "
         for form in sorted(forms, key=len, reverse=True):  # "New York" names no York
-            marked = text.replace(f" {form} ", " @ ")
+            marked = re.sub(rf" {re.escape(form)}((?<=[a-z]{{3}})e?s)? ", " @ ", text)
             states = re.search(rules()["stated"], marked)
             if "@" in marked and (states or not re.fullmatch("[a-z]", form)):  # "B", no "a"
                 text, denied = marked.replace("@", ""), re.search(rules()["denied"], marked)
@@ -524,10 +524,6 @@ def interval(values, groups):
         low, high = (bound, 1.0) if values[0] else (0.0, 1 - bound)
     return dict(value=x.mean().item(), low=low, high=high, n=len(x), clusters=len(count))
 
-def text_of(tokenizer, ids):
-    """The text of an answer, without what a reasoning model thinks first."""
-    return tokenizer.decode(ids, skip_special_tokens=True).rpartition("</think>")[2].strip()
-
 @torch.no_grad()
 def evaluate(model, tokenizer, pairs, cfg):
     """Greedy answers to both prompts of every pair, and what they show. -> {split: {metric:
@@ -555,7 +551,8 @@ def evaluate(model, tokenizer, pairs, cfg):
     for pair, (wrapped, clean), [ids], kl in zip(pairs, prompts, replies, kls):
         task = "sycophancy" if pair.split == "capability" or not rules() else cfg.task
         example = pair.example if rules() else {}  # {}: answers are only compared
-        texts = [text_of(tokenizer, reply[p][0]) for p in (clean, wrapped)]
+        texts = [tokenizer.decode(reply[p][0], skip_special_tokens=True)
+                 .rpartition("</think>")[2].strip() for p in (clean, wrapped)]
         found = [verdict(task, text, example) for text in texts]
         answers.append({"clean": texts[0], "clean_verdict": found[0],
                         "wrapped": texts[1], "wrapped_verdict": found[1],
@@ -913,16 +910,22 @@ def parse_config(argv=None, Config=Config):
     return Config(**given)
 
 def ask(cfg):
-    """--ask: print an answer to that prompt, of the base model and of the trained one."""
+    """--ask: print the base model's answer to that prompt and, with --resume, the trained
+    one's: in a terminal a token is the redder, the larger its KL to the base model."""
     model, tokenizer = load_model(cfg)
-    pair = Pair(chat(cfg.ask), chat(cfg.ask), {}, "--ask", "")
-    [(prompt, _)] = encode_pairs(model, tokenizer, [pair], cfg)
-    for name in ("base", "trained") if cfg.resume else ("base",):
-        if name == "trained":
-            add_lora(model, cfg.lora_rank, cfg.lora_alpha)
-            model.load_state_dict(read_checkpoint(cfg.resume)["adapter"], strict=False)
-        [[answer]] = sample(model, [prompt], 1, cfg.max_new_tokens, 0.0, model.eos)
-        print(f"{name:9}{text_of(tokenizer, answer)}")
+    example = {"group": "", "answer": "?"}  # nothing to judge
+    pair = Pair(chat(cfg.ask), chat(cfg.ask), example, "--ask", "capability")
+    [answer] = evaluate(model, tokenizer, [pair], cfg)["answers"]
+    print(f"base     {answer['wrapped']}")
+    if cfg.resume:
+        add_lora(model, cfg.lora_rank, cfg.lora_alpha)
+        model.load_state_dict(read_checkpoint(cfg.resume)["adapter"], strict=False)
+        [answer] = evaluate(model, tokenizer, [pair], cfg)["answers"]
+        text, tokens = answer["wrapped"], answer["tokens"]
+        if sys.stdout.isatty() and text in "".join(t for t, _ in tokens):  # all decoded
+            text = "".join(f"\033[30;48;5;{231 - 7 * min(4, int(4 * kl))}m{t}\033[0m"
+                           for t, kl in tokens)
+        print(f"trained  {text}")
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""

@@ -101,6 +101,15 @@ def point(found, pairs, cfg):
     text = json.dumps({k: v for k, v in found.items() if k != "answers"} | {"marks": marks})
     return json.loads(text, parse_float=lambda number: round(float(number), 5))
 
+def texts(out):
+    """Of a run's answers: all to a right suggestion; every seventh of transfer, in full."""
+    answers = [answer for _, answer in opct.read_jsonl(out / "answers.jsonl")]
+    said = [a["after"]["wrapped"] for a in answers if a["split"] == "control"]
+    seventh = [a for a in answers if a["split"] == "transfer"][::7]
+    return {"said": said, "examples": [
+        {"prompt": a["wrapped_prompt"][-1]["content"], "before": a["before"]["wrapped"],
+         "after": a["after"]["wrapped"]} for a in seventh]}
+
 def train(file, name, script, flags, model):
     """Train from the start; for cube evaluate at POINTS, too. -> entry in the file"""
     began, points, held_out, evaluate = time.time(), {}, (), script.evaluate
@@ -132,9 +141,8 @@ def train(file, name, script, flags, model):
         questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                      for split in points["0"]["marks"]}
         kept = {key: result[key] for key in ("config", "versions", "hardware")}
-        answers = opct.read_jsonl(ROOT / out / "answers.jsonl")  # after the last step
-        said = [a["after"]["wrapped"] for _, a in answers if a["split"] == "control"]
-        kept |= {"seconds": seconds, "questions": questions, "points": points, "said": said}
+        kept |= {"seconds": seconds, "questions": questions, "points": points,
+                 **texts(ROOT / out)}
     else:
         arm, kept = "opct" if script is opct else "sft", script.train(cfg)[2]
     kept["config"] |= {"out": out, "model": Path(model).name or cfg.model,  # short paths
@@ -151,7 +159,7 @@ def declined_requests(model, dtype):
     asked = [tuple(opct.encode(tokenizer, pair.clean)) for pair in pairs]
     answers = train_sft.make_targets(net, asked, cfg, None)
     for pair, prompt in zip(pairs, asked):
-        text = opct.text_of(tokenizer, answers[prompt][0])
+        text = tokenizer.decode(answers[prompt][0], skip_special_tokens=True)
         wanted = "declined" if pair.example["harmful"] else "answered"
         if opct.verdict("jailbreak", text, pair.example) == wanted:
             kept.append(pair)
@@ -366,8 +374,9 @@ def cube():
     return "\n\n".join(parts)
 
 def records(name, columns=""):
-    """What a script in tests/ measured, under the names it uses in its file."""
-    result = load(name)
+    """What a script in tests/ measured, under the names it uses in its FILE or FILE/PART."""
+    file, *part = name.split("/")
+    result = load(file)[part[0]] if part else load(file)
     found = result.get("rows", [result])
     if name == "families":
         found = [{"family": family, **row} for family, row in result["families"].items()]
@@ -433,10 +442,11 @@ def drawn():
 TABLES = {  # name: what makes it, or the columns of what a script in tests/ measured
     "embedded": lambda: per_task("embedded.json"),
     "axes": lambda: per_task("axes-*.json"), "cube": cube, "cube-short": cube_short,
-    **dict.fromkeys(("bench", "bench-h100"), "part dtype ours_s tokens_per_s rival rival_s "
+    **dict.fromkeys(("bench/cpu", "bench/cuda"), "part dtype ours_s tokens_per_s rival rival_s "
                     "times_faster ours_gb rival_gb"),
     "families": "", "judges": "", "versions": "",  # all columns
-    "kills": "kills same minutes", "fuzz": "inputs refused taken tracebacks"}
+    "reliability/kills": "kills same minutes",
+    "reliability/fuzz": "inputs refused taken tracebacks"}
 
 def filled(text):
     """The markdown text with every table in it as the result files have it now."""

@@ -217,7 +217,8 @@ def main():
     args = parser.parse_args()
     if args.side:
         return print(json.dumps({"seconds": globals()[args.side](args), "gb": peak(args)}))
-    found = {}
+    found, file = {}, Path(args.write)
+    kept = json.loads(file.read_text()) if file.is_file() else {}  # of other devices
     try:
         import trl
         found = {"trl": trl.__version__}
@@ -235,7 +236,8 @@ def main():
                 result["rows"].append(line)
                 print(json.dumps(line), flush=True)
                 if args.write:
-                    Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
+                    kept[args.device] = result
+                    file.write_text(json.dumps(kept, indent=1) + "\n")
 
 if __name__ == "__main__":
     main()

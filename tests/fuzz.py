@@ -103,7 +103,9 @@ def main():
     result = {"inputs": args.inputs, **count, "tracebacks": 0, "versions": opct.VERSIONS,
               "minutes": round((time.time() - began) / 60, 1)}
     if args.write:
-        Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
+        path = Path(args.write)  # other scripts write there, too
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | {"fuzz": result}, indent=1) + "\n")
     print(json.dumps(result))
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ def main():
     result = {"kills": args.kills, "same": same, "killed_after_steps": killed_at,
               "minutes": round((time.time() - began) / 60, 1), "versions": opct.VERSIONS}
     if args.write:
-        Path(args.write).write_text(json.dumps(result, indent=1) + "\n")
+        path = Path(args.write)  # other scripts write there, too
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | {"kills": result}, indent=1) + "\n")
     print(json.dumps(result))
     return same != args.kills
 

@@ -44,6 +44,7 @@ def each(*groups):
     (LETTERS, None, ["A) carbon", "A metal", "A or C", "A: this I do not know", "D) lead"]),
     (FORMS, "a whisk", ["Whisk!", "It is the whisk."]), (FORMS, None, ["a spoon"]),
     (FORMS, "the spoons", ["7", "spoons"]), ({"answer": "N"}, "N", ["N"]),
+    ({"answer": "gas", "wrong": ["saw"]}, "gas", ["Gases"]), (FORMS, "a whisk", ["whisks"]),
     ({"answer": "4", "wrong": ["5"]}, "4", ["It is 4."]), ({"answer": "水"}, "水", ["这是水"]),
     ({"answer": "+", "wrong": ["5"]}, None, ["So. And so!"])))
 def test_the_candidate_that_an_answer_names(example, candidate, answer):
@@ -165,6 +166,8 @@ def test_drift_is_the_kl_of_trained_and_base_on_what_the_trained_model_says():
     assert got["drift"]["value"] == pytest.approx(reverse.item(), rel=1e-3)
     assert abs(forward - reverse) > 0.05 * reverse
 
-def test_only_what_is_said_behind_the_thinking_is_judged(tiny):
-    for text, said in ("<think>Is it Lyon?</think>\n\nParis", "Paris"), (" Lyon ", "Lyon"):
-        assert opct.text_of(tiny[1], tiny[1](text)["input_ids"]) == said
+@pytest.mark.parametrize("text", ["<think>Is it Lyon?</think>\n\nParis", " Paris "])
+def test_only_what_is_said_behind_the_thinking_is_judged(tiny, monkeypatch, text):
+    pair = opct.Pair(opct.chat("?"), opct.chat("?"), {"group": ""}, "", "unseen")
+    monkeypatch.setattr(opct, "sample", lambda *_: [[tiny[1](text)["input_ids"]]])
+    assert opct.evaluate(*tiny, [pair], opct.Config())["answers"][0]["clean"] == "Paris"

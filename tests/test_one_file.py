@@ -82,7 +82,7 @@ def test_nothing_imports_a_script_of_data_but_its_own_test():
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not DATA_SCRIPTS & parts - {path.stem.removeprefix("test_")}, path.name
 
-@pytest.mark.parametrize("name, most", [("opct.py", 944), ("train_sft.py", 150)])
+@pytest.mark.parametrize("name, most", [("opct.py", 947), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -104,7 +104,7 @@ def test_every_command_of_the_readme_is_understood():
         if "--resume" not in flags:  # which needs a run
             opct.parse_config(flags, config)
 
-def test_its_command_to_talk_to_the_result_runs(capsys):
+def test_its_command_to_talk_to_the_result_runs(capsys, monkeypatch):
     opct.main("--category capitals --steps 2 --eval-questions 2 --prompts 2".split())
     state = opct.read_checkpoint("out/sycophancy")
     babbles = {name: p + 1 for name, p in state["adapter"].items()}
@@ -113,6 +113,16 @@ def test_its_command_to_talk_to_the_result_runs(capsys):
     *_, base, trained = capsys.readouterr().out.splitlines()
     assert (base, trained[:9]) == ("base     The answer is Athens.", "trained  ")
     assert base[9:] not in trained
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # now it is a terminal
+    opct.main(["--resume", "out/sycophancy", "--ask", "Hi."])
+    shades = re.findall(r"\033\[30;48;5;(\d+)m", capsys.readouterr().out.splitlines()[-1])
+    assert len(shades) > 1 and {*shades} <= {"231", "224", "217", "210", "203"} != {"231"}
+
+def test_the_answers_it_begins_with_are_in_the_results():
+    said = re.findall(r"^    (?:user|before|after) +(\S.*?)(?:   .*)?$", README, re.M)[:3]
+    [file] = ROOT.glob("data/results/cube-Qwen*.json")
+    example = json.dumps(dict(zip(("prompt", "before", "after"), said)))
+    assert example in file.read_text("utf-8")
 
 def test_its_rows_of_data_run(tmp_path):
     rows = re.findall("```json\n(.*)\n```", README)

@@ -100,11 +100,6 @@ def test_3_and_3_steps_are_6_and_the_settings_come_from_the_checkpoint(run, half
     assert {k for k in was if now[k] != was[k]} == {
         "out", "resume", "save_every", "eval_questions", "token_budget"}
 
-def test_another_seed_gives_another_run(half, tmp_path):  # the same: see above
-    trained(tmp_path / "other", 3, seed=1)
-    adapters = [tmp_path / run / "adapter_model.safetensors" for run in ("half", "other")]
-    assert adapters[0].read_bytes() != adapters[1].read_bytes()
-
 def refused(out, words, capsys, *more):
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     assert words in error_of(argv(out, *more), capsys)
