@@ -51,22 +51,22 @@ class Config:
     category: str = ""        # train on this (or a,b) alone; built-in data: test others too
     out: str = ""             # folder of the run; empty: out/TASK
     resume: str = ""          # folder of a stopped run, to continue with its settings
-    ask: str = ""             # print the base and the --resume model's answer to this, end
+    ask: str = ""             # print the base and the --resume model's answer to this only
     steps: int = 150          # optimizer steps; 0 only evaluates
     prompts: int = 8          # B: different questions per step
     samples: int = 4          # K: answers sampled per question
     max_new_tokens: int = 0   # answers are truncated here; 0: 24, or 48 for --task safety
-    kl: Literal["reverse", "forward", "sampled"] = "reverse"  # see section 6
+    kl: Literal["reverse", "forward", "sampled"] = "reverse"  # sampled: as in the paper
     lora_rank: int = 16       # rank of the adapter
     lora_alpha: int = 32      # the adapter's output is scaled by alpha / rank
     lr: float = 3e-4          # learning rate of Adam, constant
     grad_clip: float = 1.0    # gradients of a larger norm are scaled down to it
-    token_budget: int = 512   # tokens read at once: sets speed and memory, not the results
+    token_budget: int = 512   # tokens read at once: sets speed and memory, not the loss
     eval_questions: int = 100  # groups of questions to evaluate on, per split; 0: all
     save_every: int = 5       # steps between checkpoints
     seed: int = 0             # of the adapter, the order of the questions and the samples
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 only on a GPU
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as published on a GPU
 
     def __post_init__(self):
         self.out = self.out or self.resume or f"out/{self.task}"
@@ -92,7 +92,7 @@ class Pair:
     wrapped: list  # for the student: chat messages [{"role", "content"}] with the bait
     clean: list    # for the teacher: the same without it, or with the fact of a danger
     example: dict  # the data row: its id, its group (see interval), what verdict() needs
-    wrapper: str   # where the bait comes from: id of a wording or frame, line of --data
+    wrapper: str   # id of the wording, the frame or the hint; for --data: file and line
     split: str     # train; unseen: other questions and wordings; seen: other questions in
                    # training wordings; control: as unseen, but the suggestion is right;
                    # transfer: as unseen, of other categories; capability: without any bait
@@ -103,7 +103,7 @@ def chat(text, system=""):
 
 def sycophancy_pairs(row, wrappers, split):
     """The question with a wrong answer suggested (in split control: with the right one)."""
-    rng = random.Random(f"{row['id']} {split}")  # so other rows do not matter
+    rng = random.Random(f"{row['id']} {split}")  # whatever the other rows are
     for wrapper in wrappers:
         suggested = row["answer"] if split == "control" else rng.choice(row["wrong"])
         parts = [wrapper["text"].format(suggested=suggested), row["question"]]
@@ -190,7 +190,7 @@ def run_model(model, ids, positions, distance, keep, cache=None):
     """The only call of the model: ids (rows, Q) -> logits (rows, len(keep), V) at places
     `keep`. distance (rows or 1, Q, T): how many positions a key lies before the query; a
     negative one is not seen. transformers takes a ready 4-D mask, or a dict of them by kind
-    of layer, and anything with update() as the cache."""
+    of layer, and a KVCache for its own cache."""
     config, masks = model.config.get_text_config(), {}
     window = getattr(config, "sliding_window", None)
     default = ["sliding_attention" if window else "full_attention"]
@@ -327,7 +327,7 @@ def read(model, packed):
 
 def micro_batches(batch, answers, budget):
     """Cut a step, B (wrapped, clean) prompts and answers[b][k], into parts of at most
-    `budget` tokens; a prompt whose answers are longer is a part of its own. Yields
+    `budget` tokens; a prompt that is longer with its answers is a part alone. Yields
     (wrapped prompts, clean prompts, answers) for pack()."""
     part, size = [], 0
     for (wrapped, clean), group in zip(batch, answers):
@@ -370,7 +370,7 @@ def batches(pairs, B, steps, seed):
     for i, pair in enumerate(pairs):
         wordings[pair.example["id"]].append(i)
     for _ in range(steps):
-        if len(queue) < B:  # keep the rest; its questions come last in the next epoch
+        if len(queue) < B:  # keep the rest: those questions come last in the next epoch
             epoch = rng.sample(list(wordings), len(wordings))
             queue += sorted(epoch, key=lambda question: question in queue)
         step, queue = queue[:B], queue[B:]
@@ -464,7 +464,7 @@ def named(answer, example):
     return endorsed.pop() if len(endorsed) == 1 else None
 
 def declined(answer, example):
-    """Do its first 240 characters refuse, and the rest not comply? None: unclear."""
+    """-> "declined": the first 240 characters refuse, and the rest does not comply."""
     text = " ".join(answer.lower().replace("\u2019", "'").split())
     spoken = re.sub(r'"[^"]*("|$)', '"..."', text)  # what it quotes, it does not say itself
     refusal = re.search(rules()["declines"], spoken[:240])
@@ -476,7 +476,7 @@ def declined(answer, example):
     return "answered" if rest and not re.search(rules()["instead"], rest[0]) else "declined"
 
 def warned(answer, example):
-    """Does a sentence match a `warning` of the row, or a `hazard` and a word of caution?"""
+    """"warned": a sentence matches a `warning` of the row, or a `hazard` and a caution."""
     for sentence in re.split(r"(?<=[.!?;])\s+|\n", answer.replace("\u2019", "'")):
         cautious = re.search(rules()["caution"], sentence.lower())
         patterns = example["warning"] + (example.get("hazard", []) if cautious else [])
@@ -566,7 +566,7 @@ def evaluate(model, tokenizer, pairs, cfg):
     for split, shown in out.items():
         say(f"{split}: both prompts answered alike in {shown['consistency']['value']:.0%}, "
             f"KL {shown['kl']['value']:.3f} nats per token")
-    if capability:
+    if capability and rules():
         out["capability"], out["drift"] = capability["accuracy_wrapped"], capability["kl"]
     return {**out, "answers": answers}
 
@@ -659,8 +659,11 @@ def load_pairs(cfg, split):
             wordings = wrappers if split == "train" else [wrappers[n % len(wrappers)]]
             pairs += make(row, wordings, split)
     if cfg.category and split != "capability":
+        names = {*re.split(" *, *", cfg.category)}
+        unknown = names - {p.example.get("category") for p in pairs}
+        check(split != "train" or not unknown, f"no category {str(unknown)[1:-1]}")
         pairs = [p for p in pairs if (split != "transfer") ==
-                 (p.example.get("category") in cfg.category.split(","))]
+                 (p.example.get("category") in names)]
     check(pairs, f"{cfg.data or cfg.task}, category {cfg.category!r}: no {split} pairs")
     groups = dict.fromkeys(p.example["group"] for p in pairs)
     if split != "train" and cfg.eval_questions:
@@ -674,7 +677,7 @@ def encode(tokenizer, messages):
         check(not re.fullmatch(r"[<\[|].+[>\]|]", token) or token not in content,
               f"a text holds the control token {token}")
     with errors_at(f"{tokenizer.name_or_path}: its chat template"):
-        off = dict(tokenize=False, enable_thinking=False, thinking=False)  # has two names
+        off = dict(tokenize=False, enable_thinking=False, thinking=False)  # 2 names
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **off)
         for m in messages:  # some templates know no system role and drop its message
             check(m["content"].strip() in text, f"leaves out a {m['role']} message")
@@ -703,7 +706,7 @@ def load_model(cfg):
     with errors_at(f"--model {cfg.model}"):  # a folder can be broken in many ways
         check(not (path / "adapter_config.json").exists(), "holds an adapter: merge it")
         config = transformers.AutoConfig.from_pretrained(name)
-        half = cuda and config.dtype in (torch.bfloat16, torch.float16)  # as published
+        half = cuda and config.dtype in (torch.bfloat16, torch.float16)  # published so
         # capped attention scores: only transformers' eager attention has them
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -750,13 +753,13 @@ def prepare(cfg):
     """Load and check. -> model, tokenizer, train pairs, their prompts, held-out pairs."""
     check(cfg.resume or not os.path.exists(cfg.out) or not os.listdir(cfg.out),
           f"--out {cfg.out} is not empty: name another, or --resume {cfg.out}")
-    own = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}[cfg.task]
-    own += ["transfer"] if cfg.category else []
-    splits = ["unseen"] + ([] if cfg.data else own) + (["capability"] if rules() else [])
+    its = {"sycophancy": ["seen", "control"], "jailbreak": ["seen"], "safety": []}[cfg.task]
+    its += ["transfer"] if cfg.category else []
+    splits = ["unseen"] + ([] if cfg.data else its) + (["capability"] if rules() else [])
     pairs = load_pairs(cfg, "train")
     held_out = [p for split in splits for p in load_pairs(cfg, split)]
-    both = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
-    check(not both, f"group {[*both][:1]} is in split train and in test")
+    shared = {p.example["group"] for p in pairs} & {p.example["group"] for p in held_out}
+    check(not shared, f"group {[*shared][:1]} is in split train and in test")
     questions = len({p.example["id"] for p in pairs})
     check(questions >= cfg.prompts, f"--prompts {cfg.prompts}: only {questions} questions")
     same = sum(p.wrapped == p.clean for p in pairs)
@@ -922,14 +925,14 @@ def ask(cfg):
         model.load_state_dict(read_checkpoint(cfg.resume)["adapter"], strict=False)
         [answer] = evaluate(model, tokenizer, [pair], cfg)["answers"]
         text, tokens = answer["wrapped"], answer["tokens"]
-        if sys.stdout.isatty() and text in "".join(t for t, _ in tokens):  # all decoded
+        if sys.stdout.isatty() and text in "".join(t for t, _ in tokens):  # none cut
             text = "".join(f"\033[30;48;5;{231 - 7 * min(4, int(4 * kl))}m{t}\033[0m"
                            for t, kl in tokens)
         print(f"trained  {text}")
 
 def main(argv=None, train=train, Config=Config):
     """-> exit code: 0, or 2 after one line that says what is wrong and what to do."""
-    if sys.stdout:  # its encoding may lack characters that a model says
+    if hasattr(sys.stdout, "reconfigure"):  # it may lack characters that a model says
         sys.stdout.reconfigure(errors="replace")
     try:
         cfg = parse_config(argv, Config)

@@ -65,13 +65,14 @@ POINTS = 0, 10, 20, 40, 80  # cube evaluates after these steps
 BASE = {}  # what it found before training, for the arms of this process
 MARKED = "accuracy_clean", "accuracy_wrapped", "follow_wrapped"  # kept for every pair
 CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
-USER = "control.accuracy_wrapped"
+KIN, USER = "unseen.accuracy_clean", "control.accuracy_wrapped"  # on other capitals
 JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.unparsed", "transfer.truncated",
-          "unseen.accuracy_wrapped", USER, "capability", "drift"]
-PAIRED, PANELS = (BAIT, FOLLOWS, CLEAN, USER), (BAIT, USER, "capability")
-NAMES = {BAIT: "right under the bait", CLEAN: "right without bait",
-         FOLLOWS: "follows the bait", USER: "right when the user is right",
-         "capability": "capability", "drift": "drift"}
+          "unseen.accuracy_wrapped", KIN, USER, "capability", "drift"]
+PAIRED, PANELS = (BAIT, FOLLOWS, CLEAN, KIN, USER), (BAIT, KIN, "capability")
+NAMES = {BAIT: "other topics, with bait: right", CLEAN: "other topics, no bait: right",
+         FOLLOWS: "other topics: follows the bait", KIN: "other capitals, no bait: right",
+         USER: "other capitals, user is right: right", "capability": "capability",
+         "drift": "drift"}
 COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
           "fixed-reverse": "#a855f7", "step-nll": "#808080"}  # legible on light and on dark
 
@@ -317,8 +318,8 @@ def cube_short():
     for metric, name in NAMES.items():
         n, better = dig(runs, metric)[0]["clusters"], "↓" if metric == FOLLOWS else "↑"
         headings.append(f"{name} {better} (n {n})")
-    lines[0][1:] = [*headings[:-1], "drift, nats per token ↓", "training minutes, 2 cores"]
-    return markdown(lines, runs)
+    lines[0][1:] = [*headings[:-1], "drift, nats per token ↓", ""]
+    return markdown([line[:-1] for line in lines], runs)  # without the minutes
 
 def best(arms, arm):
     """Where an arm, at any of its rates, is best on seen wordings. -> name, evaluations"""

@@ -31,7 +31,7 @@ def error_of(argv, capsys):
     "--lr nan", "--prompts 0", "--samples 0", "--grad-clip 0", "--seed -1",
     "--seed 18446744073709551616", "--task cooking", "--kl exact", "--device moon",
     "--target-temperature 1"]] + [
-    ("--prompts 900", "394"), ("--category golf", "category 'golf'"),
+    ("--prompts 900", "394"), ("--category capitals,golf", "'golf'"),
     ("--data missing.jsonl", "missing.jsonl"), ("--resume missing", "--resume missing")])
 def test_a_bad_flag_is_named_before_a_model_is_loaded(argv, words, capsys, monkeypatch):
     monkeypatch.setattr(opct, "load_model", None)

@@ -82,7 +82,7 @@ def test_nothing_imports_a_script_of_data_but_its_own_test():
         parts = {part for name in imported(path) for part in name.split(".")}
         assert not DATA_SCRIPTS & parts - {path.stem.removeprefix("test_")}, path.name
 
-@pytest.mark.parametrize("name, most", [("opct.py", 947), ("train_sft.py", 150)])
+@pytest.mark.parametrize("name, most", [("opct.py", 950), ("train_sft.py", 150)])
 def test_a_file_is_short_in_lines_columns_and_functions(name, most):
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -114,6 +114,7 @@ def test_its_command_to_talk_to_the_result_runs(capsys, monkeypatch):
     assert (base, trained[:9]) == ("base     The answer is Athens.", "trained  ")
     assert base[9:] not in trained
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # now it is a terminal
+    monkeypatch.setattr(opct, "rules", dict)  # and there is no data/judges.txt
     opct.main(["--resume", "out/sycophancy", "--ask", "Hi."])
     shades = re.findall(r"\033\[30;48;5;(\d+)m", capsys.readouterr().out.splitlines()[-1])
     assert len(shades) > 1 and {*shades} <= {"231", "224", "217", "210", "203"} != {"231"}
