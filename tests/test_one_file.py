@@ -1,5 +1,4 @@
-"""opct.py is one file: it runs alone, its blocks can be cut out, and it stays short. The
-README names commands, flags and files that exist."""
+"""opct.py is one file: it runs alone and in blocks. What README.md says of it is true."""
 import ast
 import json
 import re
@@ -121,9 +120,8 @@ def test_its_command_to_talk_to_the_result_runs(capsys, monkeypatch):
 
 def test_the_answers_it_begins_with_are_in_the_results():
     said = re.findall(r"^    (?:user|before|after) +(\S.*?)(?:   .*)?$", README, re.M)[:3]
-    [file] = ROOT.glob("data/results/cube-Qwen*.json")
     example = json.dumps(dict(zip(("prompt", "before", "after"), said)))
-    assert example in file.read_text("utf-8")
+    assert any(example in f.read_text("utf-8") for f in ROOT.glob("data/results/cube-*"))
 
 def test_its_rows_of_data_run(tmp_path):
     rows = re.findall("```json\n(.*)\n```", README)

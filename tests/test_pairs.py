@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_trained_on_is_refused(lines, words, own):
         opct.prepare(own(*lines, prompts=4 if "prompts" in words else 1))
 
 def test_training_is_on_the_named_categories_and_transfer_on_all_others():
-    cfg = opct.Config(category="capitals,colors", eval_questions=0)
+    cfg = opct.Config(category="capitals, colors", eval_questions=0)
     train, unseen, transfer = ({p.example["category"] for p in opct.load_pairs(cfg, split)}
                                for split in ("train", "unseen", "transfer"))
     assert train == unseen == {"capitals", "colors"} and len(transfer - train) == 15
