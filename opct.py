@@ -429,7 +429,7 @@ def words(text):
     """Words to compare, joined by spaces: no case, no accents, 1,000 is 1000, -5 not 5."""
     text = unicodedata.normalize("NFKD", text).casefold().replace("\u2212", "-")
     text = re.sub(r"[\u0300-\u036f]|(?<=\d),(?=\d{3})", "", text)
-    alone = "\u0e00-\u0eff\u3040-\u9fff"  # without spaces a character is a word
+    alone = "\u0e00-\u0eff\u1100-\u11ff\u3040-\u9fff"  # no spaces: a character is a word
     return " ".join(re.findall(rf"(?<!\w)-\d+|[{alone}]|[^\W{alone}]+(?:\+\+|#)?", text))
 
 @functools.cache

@@ -76,7 +76,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
     "evaluate": [
         ("of several candidates one counts", "endorsed.pop() if len(endorsed) == 1",
          "endorsed.pop() if endorsed"),
-        ("half a word counts", 'text.replace(f" {form} ", " @ ")', 'text.replace(form, "@")'),
+        ("half a word counts", 'rf" {re.escape(form)}((?<=', 'rf"{re.escape(form)}((?<='),
         ("a denied candidate counts", "0 if denied else 2", "2"),
         ("agreement is not heard", "if not mentions and", "if mentions and"),
         ("a mention warns", 'cautious = re.search(rules()["caution"], sentence.lower())',
