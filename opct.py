@@ -395,7 +395,7 @@ def train(cfg):
 
         # 1. on-policy: the student answers the wrapped prompts, at temperature 1
         answers = sample(model, [wrapped for wrapped, _ in batch], cfg.samples,
-                         cfg.max_new_tokens, 1.0, model.eos, rng)
+                         cfg.max_new_tokens, 1.0, model.eos, rng)  # eos: section 9
         n_tokens = sum(len(y) for group in answers for y in group)
         loss_sum = 0.0
         for wrapped, clean, ys in micro_batches(batch, answers, cfg.token_budget):

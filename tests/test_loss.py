@@ -137,7 +137,7 @@ def steps_of_train(model, params, monkeypatch, ids=PROMPTS, **settings):
     return steps
 
 def slow_step(model, params, step, kl):
-    """Every answer read alone by the model's own forward; one mean over all tokens.
+    """Every answer read on its own by the model's own forward; one mean over all tokens.
     -> loss, gradients"""
     clean = [c for wrapped in step.wrapped for w, c in PROMPTS if w == wrapped]
     log_p = read_alone(model, step.wrapped, step.answers).log_softmax(-1)  # (N, V)

@@ -1,4 +1,4 @@
-"""Section 5: the token tree reads as each answer would be read alone. Every model family is
+"""Section 5: the token tree reads as each answer on its own does. Every model family is
 sampled and read as the library does it slowly, or refused by name before training."""
 import re
 

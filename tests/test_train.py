@@ -1,4 +1,4 @@
-"""Sections 7 and 9: what a run leaves behind; whatever ends it, --resume continues it as if
+"""Sections 7 and 9: the files of a run; whatever ends it, --resume continues it as if
 nothing had happened. What a step computes: test_loss.py."""
 import json
 import math
