@@ -1,4 +1,4 @@
-"""Sections 6 and 7: the loss by its definition, the step by autograd on each answer alone."""
+"""Sections 6 and 7: the loss by its definition, the step by autograd, answer by answer."""
 import math
 from types import SimpleNamespace
 
