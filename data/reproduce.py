@@ -328,12 +328,16 @@ def best(arms, arm):
     return max(tried.items(), key=lambda x: mean(values(x[1], "seen.accuracy_wrapped")))
 
 def gaps(title, base, found):
-    """Differences to base. found: {name: evaluations}"""
+    """Differences to base, or to opct-X for an arm that ends in -X: its own rate, length or
+    number of questions. found: {name: evaluations}"""
     lines = [[title, *(NAMES[metric] for metric in PAIRED)]]
     for name in found:
-        gap = [difference(found[base], found[name], metric) for metric in PAIRED]
-        if name != base and all(gap):
-            lines.append([f"{name} − {base}", *gap])
+        alike = [x for x in found if x.startswith("opct-") and name.endswith(x[4:])]
+        rival = base if name in alike else (alike or [base])[0]
+        gap = [difference(found[rival], found[name], metric) for metric in PAIRED]
+        length, others = (found[x][0]["config"]["max_new_tokens"] for x in (name, rival))
+        if name != rival and length == others and all(gap):
+            lines.append([f"{name} − {rival}", *gap])
     return markdown(lines)
 
 def slips(arms):
