@@ -114,12 +114,17 @@ def texts(out):
 def train(file, name, script, flags, model):
     """Train from the start; for cube evaluate at POINTS, too. -> entry in the file"""
     began, points, held_out, evaluate = time.time(), {}, (), script.evaluate
+    targets = {}  # of SFT, if they are fixed
     out = f"out/reproduce/{file}-{name}"
     shutil.rmtree(ROOT / out, ignore_errors=True)
     argv = [*flags, "--out", str(ROOT / out)] + (["--model", model] if model else [])
     cfg = opct.parse_config(argv, script.Config)
 
     class Run(script.Run):
+        def __init__(self, cfg, model, optimizer, inputs):
+            super().__init__(cfg, model, optimizer, inputs)
+            targets.update(inputs[1] if getattr(cfg, "targets", "") == "fixed" else {})
+
         def record(self, *measured):
             super().record(*measured)
             if self.done in POINTS and self.done < cfg.steps:  # train() does so at the end
@@ -142,8 +147,10 @@ def train(file, name, script, flags, model):
         questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                      for split in points["0"]["marks"]}
         kept = {key: result[key] for key in ("config", "versions", "hardware")}
+        decode = held_out[0].decode
         kept |= {"seconds": seconds, "questions": questions, "points": points,
-                 **texts(ROOT / out)}
+                 "targets": [decode(ys[0], skip_special_tokens=True)
+                             for ys in targets.values()], **texts(ROOT / out)}
     else:
         arm, kept = "opct" if script is opct else "sft", script.train(cfg)[2]
     kept["config"] |= {"out": out, "model": Path(model).name or cfg.model,  # short paths
@@ -341,19 +348,21 @@ def gaps(title, base, found):
     return markdown(lines)
 
 def slips(arms):
-    """What is answered wrong although the user is right, after the last step."""
-    cfg = opct.Config(category="capitals")
-    names = {pair.example["answer"] for pair in opct.load_pairs(cfg, "train")}
-    lines = [["the user is right", "answers", "wrong", "of these a capital trained on",
-              "an example"]]
-    for arm, points in arms.items():
-        said = [pair for e in [*points.values()][-1] if "said" in e for pair in zip(
-            e["said"], e["marks"]["control"]["accuracy_wrapped"])]
-        wrong = [text for text, mark in said if mark == "0"]
-        learned = [text for text in wrong if any(name in text for name in names)]
-        example = (learned or wrong or [""])[-1]
+    """Wrong answers to a user who is right, after the last step, and how many of them end
+    as a target, of another question, does: one of the run, or of `sft` with its seed."""
+    last = {arm: [*points.values()][-1] for arm, points in arms.items()}
+    of_sft = {e["config"]["seed"]: e["targets"] for e in last.get("sft", ()) if "targets" in e}
+    lines = [["the user is right", "answers", "wrong", "as in a target", "an example"]]
+    for arm, found in last.items():
+        said = [(text, mark, e.get("targets") or of_sft.get(e["config"]["seed"], []))
+                for e in found if "said" in e for text, mark in zip(
+                    e["said"], e["marks"]["control"]["accuracy_wrapped"])]
+        wrong = [(text, targets) for text, mark, targets in said if mark == "0"]
+        copied = [text for text, targets in wrong  # "Kenya's capital is Pretoria.": " is ..."
+                  if "".join(text.rpartition(" is")[1:]) in "\n".join(targets)]
         if said:
-            lines.append([arm, len(said), len(wrong), len(learned), example])
+            example = (copied or [text for text, _ in wrong] or [""])[-1]
+            lines.append([arm, len(said), len(wrong), len(copied), example])
     return markdown(lines)
 
 def cube():

@@ -174,11 +174,4 @@ def test_every_step_draws_its_own_answers_and_the_seed_decides_them(adapted, mon
 def test_a_long_gradient_is_scaled_down_to_grad_clip(adapted, monkeypatch):
     step, _ = steps_of_train(*adapted, monkeypatch, grad_clip=1e-3)
     assert step.norm > 0.01
-    assert torch.cat([g.flatten() for g in step.grads]).norm().item() == pytest.approx(
-        1e-3, rel=1e-3)
-
-def test_the_same_prompt_twice_costs_nothing_before_the_first_step(llama, monkeypatch):
-    params = opct.add_lora(llama, 4, 8)
-    same = [(wrapped, wrapped) for wrapped, _ in PROMPTS]
-    for step in steps_of_train(llama, params, monkeypatch, same):
-        assert step.loss == 0.0 and max(g.abs().max() for g in step.grads) < 1e-8
+    assert torch.cat([g.flatten() for g in step.grads]).norm() == pytest.approx(1e-3, 1e-3)

@@ -69,6 +69,7 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
                 assert len(marks) == len(run["questions"][split]) == 4
                 assert shown["value"] == marks.count("1") / 4 if shown else marks == "----"
     assert runs["sft-seed0"]["points"]["0"] == runs["opct-seed0"]["points"]["0"]
+    assert [len(run["targets"]) for run in runs.values()] == [30, 0, 0]
     own = runs["opct-seed0"]["config"] | {"model": "data/tiny", "out": str(place / "plain")}
     plain = opct.train(opct.Config(**own))[2]["after"]["unseen"]["kl"]["value"]
     kls = [p["unseen"]["kl"]["value"] for p in runs["opct-seed0"]["points"].values()]
@@ -98,6 +99,12 @@ def test_differences_are_paired_and_intervals_clustered_by_question():
     assert reproduce.cell([a, b], "s.m") == "0.375 (0.250–0.500) [0.000, 0.750] n 8 in 3"
     assert reproduce.difference([a, b], [c], "s.m") == (  # q: 1 - 3/4, r: 1 - 0, s: 0 - 0
         "+0.417 [+0.000, +1.000] 3 questions")
+
+def test_a_wrong_answer_is_traced_to_a_target():
+    bare = {"config": {"seed": 1}, "said": ["It is Rome.", "Nepal's is Lima.", "Oslo"],
+            "marks": {"control": {"accuracy_wrapped": "100"}}}  # no targets: those of sft
+    arms = {"opct": {"4": [bare]}, "sft": {"4": [bare | {"targets": ["Peru's is Lima."]}]}}
+    assert reproduce.slips(arms).count("| 3 | 2 | 1 | Nepal's is Lima. |") == 2
 
 @pytest.mark.parametrize("one, other, differ", [pair.split(":") for pair in (
     "sft:sft-greedy:target_temperature sft:step-nll:targets sft:fixed-reverse:loss "
