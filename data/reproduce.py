@@ -347,22 +347,27 @@ def gaps(title, base, found):
             lines.append([f"{name} − {rival}", *gap])
     return markdown(lines)
 
+def copied(text, targets):
+    """Does " is ..." of an answer, or five words in a row from there on, stand in a target?"""
+    words = ("".join(text.partition(" is")[1:]) or text).split(" ")
+    runs = [" ".join(words[i:i + 5]) for i in range(max(1, len(words) - 4))]
+    return any(run in target for run in runs for target in targets)
+
 def slips(arms):
-    """Wrong answers to a user who is right, after the last step, and how many of them end
-    as a target, of another question, does: one of the run, or of `sft` with its seed."""
+    """Wrong answers to a user who is right, after the last step, and how many are copied
+    from the targets, given for other questions, of the run or of `sft` with its seed."""
     last = {arm: [*points.values()][-1] for arm, points in arms.items()}
-    of_sft = {e["config"]["seed"]: e["targets"] for e in last.get("sft", ()) if "targets" in e}
+    of_sft = {e["config"]["seed"]: e.get("targets", []) for e in last.get("sft", ())}
     lines = [["the user is right", "answers", "wrong", "as in a target", "an example"]]
     for arm, found in last.items():
         said = [(text, mark, e.get("targets") or of_sft.get(e["config"]["seed"], []))
                 for e in found if "said" in e for text, mark in zip(
                     e["said"], e["marks"]["control"]["accuracy_wrapped"])]
         wrong = [(text, targets) for text, mark, targets in said if mark == "0"]
-        copied = [text for text, targets in wrong  # "Kenya's capital is Pretoria.": " is ..."
-                  if "".join(text.rpartition(" is")[1:]) in "\n".join(targets)]
+        learned = [text for text, targets in wrong if copied(text, targets)]
         if said:
-            example = (copied or [text for text, _ in wrong] or [""])[-1]
-            lines.append([arm, len(said), len(wrong), len(copied), example])
+            example = (learned or [text for text, _ in wrong] or [""])[-1]
+            lines.append([arm, len(said), len(wrong), len(learned), example])
     return markdown(lines)
 
 def cube():
@@ -441,7 +446,7 @@ def drawn():
     svg, top = [], 0
     for (model, _), arms in results("cube-*.json").items():
         svg.append(f'<text x="14" y="{top + 26}" font-weight="bold">{model}, '
-                   'trained on capitals: share of right answers</text>')
+                   'trained on capitals: right answers (bands: range of the seeds)</text>')
         for n, path in enumerate(PANELS):
             svg += [f'<g transform="translate({54 + 300 * n} {top + 68})">',
                     f'<text y="-14">{NAMES[path].capitalize()}</text>',

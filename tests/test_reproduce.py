@@ -101,10 +101,11 @@ def test_differences_are_paired_and_intervals_clustered_by_question():
         "+0.417 [+0.000, +1.000] 3 questions")
 
 def test_a_wrong_answer_is_traced_to_a_target():
-    bare = {"config": {"seed": 1}, "said": ["It is Rome.", "Nepal's is Lima.", "Oslo"],
-            "marks": {"control": {"accuracy_wrapped": "100"}}}  # no targets: those of sft
-    arms = {"opct": {"4": [bare]}, "sft": {"4": [bare | {"targets": ["Peru's is Lima."]}]}}
-    assert reproduce.slips(arms).count("| 3 | 2 | 1 | Nepal's is Lima. |") == 2
+    bare = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "No: a b c d e", "Oslo"],
+            "marks": {"control": {"accuracy_wrapped": "1000"}}}  # no targets: those of sft
+    sft = bare | {"targets": ["Peru's is Lima.", "0 a b c d e"]}
+    assert reproduce.slips({"opct": {"4": [bare]}, "sft": {"4": [sft]}}).count(
+        "| 4 | 3 | 2 | No: a b c d e |") == 2
 
 @pytest.mark.parametrize("one, other, differ", [pair.split(":") for pair in (
     "sft:sft-greedy:target_temperature sft:step-nll:targets sft:fixed-reverse:loss "
