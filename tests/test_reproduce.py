@@ -58,7 +58,7 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
     command = [*"run cube --seeds 1 --model".split(), str(opct.DATA / "tiny")]
     assert [reproduce.main(command) for _ in range(2)] == [0, 0]
     runs = {run["name"]: run for run in reproduce.load("cube-tiny")["runs"]}
-    assert [*runs] == ["sft-seed0", "opct-seed0", "opct-all-seed0"]
+    assert [len(run["targets"]) for run in runs.values()] == [30, 0, 0]
     for run in runs.values():  # trained on all categories, it has no transfer
         splits = {"unseen", "control", *["transfer"] * (run["arm"] != "opct-all")}
         assert [*run["points"]] == ["0", "2", "4"] and run["config"]["model"] == "tiny"
@@ -69,7 +69,6 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
                 assert len(marks) == len(run["questions"][split]) == 4
                 assert shown["value"] == marks.count("1") / 4 if shown else marks == "----"
     assert runs["sft-seed0"]["points"]["0"] == runs["opct-seed0"]["points"]["0"]
-    assert [len(run["targets"]) for run in runs.values()] == [30, 0, 0]
     own = runs["opct-seed0"]["config"] | {"model": "data/tiny", "out": str(place / "plain")}
     plain = opct.train(opct.Config(**own))[2]["after"]["unseen"]["kl"]["value"]
     kls = [p["unseen"]["kl"]["value"] for p in runs["opct-seed0"]["points"].values()]
@@ -101,11 +100,11 @@ def test_differences_are_paired_and_intervals_clustered_by_question():
         "+0.417 [+0.000, +1.000] 3 questions")
 
 def test_a_wrong_answer_is_traced_to_a_target():
-    bare = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "No: a b c d e", "Oslo"],
+    bare = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "0 a b c d e f", "Oslo"],
             "marks": {"control": {"accuracy_wrapped": "1000"}}}  # no targets: those of sft
-    sft = bare | {"targets": ["Peru's is Lima.", "0 a b c d e"]}
-    assert reproduce.slips({"opct": {"4": [bare]}, "sft": {"4": [sft]}}).count(
-        "| 4 | 3 | 2 | No: a b c d e |") == 2
+    points = {"opct": bare, "sft": bare | {"targets": ["Peru's is Lima.", "1 a b c d e"]}}
+    table = reproduce.slips({arm: {"4": [found]} for arm, found in points.items()})
+    assert "| opct | 4 | 3 | 2 | 0 a b c d e f |\n| sft | 4 | 3 | 2 |" in table
 
 @pytest.mark.parametrize("one, other, differ", [pair.split(":") for pair in (
     "sft:sft-greedy:target_temperature sft:step-nll:targets sft:fixed-reverse:loss "
