@@ -855,9 +855,10 @@ class Run:
               f"(n = {new[name]['n']}); adapter: {self.cfg.out!a}")
         if old["consistency"]["value"] > 0.95:
             print("NOTE: the base model answered both prompts alike: little to teach")
-        if "drift" in new and (new["capability"]["high"] < old["capability"]["value"]
-                               or new["drift"]["low"] > old["kl"]["value"]):
-            print("NOTE: capability fell, or the drift is more than the bait's own KL")
+        fell = [f"{k} fell" for k in ("accuracy_clean", "answered_benign", "capability")
+                if k in new and new[k]["high"] < old[k]["value"]]
+        if fell or "drift" in new and new["drift"]["low"] > old["kl"]["value"]:
+            print("NOTE:", ", ".join(fell) or "the drift is more than the bait's own KL")
         if new["truncated"]["value"] > 0.5:
             print("NOTE: most answers were truncated; raise --max-new-tokens")
         print(f"{'':24}before   after   95 % interval        n")
@@ -889,9 +890,8 @@ def check_config(cfg):
         check(not number or least <= value < 2**31, f"{flag} {value}: out of range")
     if cfg.resume:
         saved = read_checkpoint(cfg.resume)["config"] | {"out": cfg.resume}
-        may_differ = {"resume", "steps", "save_every", "eval_questions", "device",
-                      "token_budget", "model",  # its folder may have moved
-                      "ask", "max_new_tokens" if cfg.ask else ""}
+        may_differ = {"resume", "ask", "steps", "save_every", "eval_questions", "device",
+                      "token_budget", "max_new_tokens" if cfg.ask else "", "model"}  # moved
         other = sorted({k for k, _ in saved.items() ^ asdict(cfg).items()} - may_differ)
         check(not other, f"--resume keeps script and settings; other {', '.join(other)}")
 

@@ -52,12 +52,12 @@ def test_results_hold_every_figure_with_its_interval_and_are_what_train_returns(
         assert all(m["low"] <= m["value"] <= m["high"] and m["n"] for m in shares.values())
         assert {"seen", "control", "drift"} < found.keys()
 
-def test_a_metric_that_the_base_model_lacks_is_not_in_the_table(run, tmp_path, capsys):
-    before, after = ({**run[3][when], "answers": []} for when in ("before", "after"))
-    before["unseen"] = {k: m for k, m in before["unseen"].items() if k != "held"}
+def test_what_fell_is_noted_and_what_the_base_model_lacks_left_out(run, tmp_path, capsys):
+    a, b = ({**run[3][when], "answers": []} for when in ("before", "after"))
+    a["unseen"] = {k: m | {"value": 2} for k, m in a["unseen"].items() if k != "held"}
     there = SimpleNamespace(cfg=opct.Config(), out=tmp_path, began=0, model=run[1])
-    opct.Run.results(there, [], before, after)
-    assert "\nconsistency " in (out := capsys.readouterr().out) and "\nheld " not in out
+    opct.Run.results(there, [], a, b)
+    assert "accuracy_clean fell" in (out := capsys.readouterr().out) and "\nheld" not in out
 
 def test_log_and_answers_hold_every_step_and_answer(run):
     first, *steps = lines_of(run[0] / "log.jsonl")
