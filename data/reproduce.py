@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from unittest import mock
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import opct  # noqa: E402
 import train_sft  # noqa: E402
-from opct import UserError, check  # noqa: E402
+from opct import UserError, check, evaluate  # noqa: E402
 
 RESULTS = ROOT / "data/results"
 SCRIPTS = {"opct": opct, "sft": train_sft}
@@ -113,8 +114,7 @@ def texts(out):
 
 def train(file, name, script, flags, model):
     """Train from the start; for cube evaluate at POINTS, too. -> entry in the file"""
-    began, points, held_out, evaluate = time.time(), {}, (), script.evaluate
-    targets = {}  # of SFT, if they are fixed
+    began, points, held_out, targets = time.time(), {}, (), {}  # targets of SFT, if fixed
     out = f"out/reproduce/{file}-{name}"
     shutil.rmtree(ROOT / out, ignore_errors=True)
     argv = [*flags, "--out", str(ROOT / out)] + (["--model", model] if model else [])
@@ -142,14 +142,13 @@ def train(file, name, script, flags, model):
         return {**found}  # train() takes the answers out of it
     if file.startswith("cube"):
         with mock.patch.multiple(script, Run=Run, evaluate=watched):
-            result = script.train(cfg)[2]
+            _, tokenizer, result = script.train(cfg)
         arm, seconds = name.rpartition("-seed")[0], round(time.time() - began, 1)
         questions = {split: [p.example["id"] for p in held_out[1] if p.split == split]
                      for split in points["0"]["marks"]}
         kept = {key: result[key] for key in ("config", "versions", "hardware")}
-        decode = held_out[0].decode
         kept |= {"seconds": seconds, "questions": questions, "points": points,
-                 "targets": [decode(ys[0], skip_special_tokens=True)
+                 "targets": [tokenizer.decode(ys[0], skip_special_tokens=True)
                              for ys in targets.values()], **texts(ROOT / out)}
     else:
         arm, kept = "opct" if script is opct else "sft", script.train(cfg)[2]
@@ -207,16 +206,15 @@ def run(experiment, model, dtype, seeds, only):
 def results(pattern):
     """-> {(model, task): {arm: {step: evaluations}}} of the files. An evaluation per seed:
     what was found after the step, and what is known of the run."""
-    out, order = {}, [arm for _, arms in EXPERIMENTS.values() for arm in arms]
+    out = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    order = [arm for _, arms in EXPERIMENTS.values() for arm in arms]
     for path in sorted(RESULTS.glob(pattern)):
-        runs = [(run["name"].rpartition("-seed")[0], run) for run in load(path.stem)["runs"]]
-        runs.sort(key=lambda x: ([*order, x[0]].index(x[0]), -x[1]["config"]["steps"]))
-        for arm, run in runs:
-            arms = out.setdefault((path.stem.partition("-")[2], run["config"]["task"]), {})
-            points = arms.setdefault(arm, {})
-            found = run.get("points") or {"before": run["before"], "after": run["after"]}
-            for step in found:
-                points.setdefault(step, []).append(run | found[step])
+        runs = [(r["name"].rpartition("-seed")[0], r) for r in load(path.stem)["runs"]]
+        for arm, run in sorted(runs, key=lambda x: [*order, x[0]].index(x[0])):
+            arms = out[path.stem.partition("-")[2], run["config"]["task"]]
+            points = run.get("points") or {"before": run["before"], "after": run["after"]}
+            for step, found in points.items():
+                arms[arm][step].append(run | found)
     if not out:
         raise FileNotFoundError(2, "no results", pattern)
     return out
@@ -226,9 +224,6 @@ def dig(evaluations, path):
     for key in path.split("."):
         evaluations = [e.get(key, {}) for e in evaluations]
     return evaluations
-
-def values(evaluations, path):
-    return [found["value"] for found in dig(evaluations, path)]
 
 def by_question(evaluations, path):
     """-> {question: its marks, True or False, in these evaluations}"""
@@ -270,8 +265,6 @@ def difference(base, other, path):
     return f"{m['value']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] {m['n']} questions"
 
 def shown(x):
-    if isinstance(x, dict):
-        return ", ".join(f"{key}: {shown(value)}" for key, value in x.items() if value)
     if isinstance(x, list):  # numbers
         return "–".join(dict.fromkeys([shown(min(x)), shown(max(x))]))
     return (f"{x:,.0f}" if x >= 100 else f"{x:.3g}") if isinstance(x, float) else str(x)
@@ -280,25 +273,25 @@ def markdown(lines, runs=()):
     """The table, its first line the heading; and on what the runs were measured."""
     rows = ["| " + " | ".join(map(shown, line)) + " |" for line in lines]
     rows.insert(1, "|" + " --- |" * len(lines[0]))
-    where = dict.fromkeys(shown(r.get("hardware", {}) | r["versions"]) for r in runs)
+    where = [r.get("hardware", {}) | r["versions"] for r in runs]
+    where = dict.fromkeys(", ".join(f"{k}: {v}" for k, v in w.items() if v) for w in where)
     return "\n".join([*rows, "", " / ".join(where)]).strip()
 
-def table(headings, groups, percent=False):
-    """A line per arm after training, seeds together, under one for before training.
-    groups: [(title, arms, metrics)], the last metric is the drift. -> lines, evaluations"""
-    lines, runs, last = [["run (seeds): steps × answers", *headings, "minutes"]], [], []
-    for title, arms, metrics in groups:
-        for arm, points in arms.items():
-            base, *_, after = points.values()
-            c = after[0]["config"]
-            asked = title, c["category"], c["max_new_tokens"]  # not all are evaluated alike
-            if asked != last:
-                before = [cell(base[:1], m, percent) for m in metrics[:-1]]
-                lines.append([f"{title}, before", *before, "", ""])
-            minutes = [round(e["seconds"] / 60, 1) for e in after if "seconds" in e]
-            name = f"{arm} ({len(after)}): {c['steps']} × {c['prompts'] * c['samples']}"
-            lines.append([name, *(cell(after, m, percent) for m in metrics), minutes or ""])
-            last, runs = asked, runs + after
+def table(title, arms, metrics, percent=False):
+    """A line per arm after training, seeds together, under one for before training; the
+    last metric is the drift. -> lines, evaluations"""
+    lines, runs, last = [["run (seeds): steps × answers", *metrics, "minutes"]], [], []
+    for arm, points in arms.items():
+        base, *_, after = points.values()
+        c = after[0]["config"]
+        asked = c["category"], c["max_new_tokens"]  # not all are evaluated alike
+        if asked != last:
+            before = [cell(base[:1], m, percent) for m in metrics[:-1]]
+            lines.append([f"{title}, before", *before, "", ""])
+        minutes = [round(e["seconds"] / 60, 1) for e in after if "seconds" in e]
+        name = f"{arm} ({len(after)}): {c['steps']} × {c['prompts'] * c['samples']}"
+        lines.append([name, *(cell(after, m, percent) for m in metrics), minutes or ""])
+        last, runs = asked, runs + after
     return lines, runs
 
 def per_task(pattern):
@@ -307,7 +300,7 @@ def per_task(pattern):
     for (model, task), arms in results(pattern).items():
         metrics = (f"{TASKS[task]} unseen.unparsed unseen.truncated unseen.kl capability "
                    "drift").split()
-        lines, runs = table(metrics, [(task, arms, metrics)])
+        lines, runs = table(task, arms, metrics)
         lines[0][0] = ""
         if model and f"**{model}**" not in parts:
             parts.append(f"**{model}**")
@@ -316,23 +309,22 @@ def per_task(pattern):
 
 def cube_short():
     """The main arms of each model, in percent."""
-    groups = []
+    lines, runs = [], []
     for (model, _), arms in results("cube-*.json").items():
         arms = {arm: arms[arm] for arm in ("sft", "fixed-reverse", "opct") if arm in arms}
-        groups.append((f"**{model}**", arms, [*NAMES]))
-    lines, runs = table(NAMES, groups, percent=True)
-    headings = []
-    for metric, name in NAMES.items():
+        (heading, *more), found = table(f"**{model}**", arms, [*NAMES], percent=True)
+        lines, runs = lines + more, runs + found
+    for place, (metric, name) in enumerate(NAMES.items(), 1):
         n, better = dig(runs, metric)[0]["clusters"], "↓" if metric == FOLLOWS else "↑"
-        headings.append(f"{name} {better} (n {n})")
-    lines[0][1:] = [*headings[:-1], "drift, nats per token ↓", ""]
-    return markdown([line[:-1] for line in lines], runs)  # without the minutes
+        heading[place] = f"{name} {better} (n {n})"
+    heading[-2] = "drift, nats per token ↓"
+    return markdown([line[:-1] for line in [heading, *lines]], runs)  # without the minutes
 
 def best(arms, arm):
     """Where an arm, at any of its rates, is best on seen wordings. -> name, evaluations"""
     tried = {f"{name} after {step}": found for name, points in arms.items()
              if re.fullmatch(rf"{arm}(-lr-.*)?", name) for step, found in points.items()}
-    return max(tried.items(), key=lambda x: mean(values(x[1], "seen.accuracy_wrapped")))
+    return max(tried.items(), key=lambda x: mean(dig(x[1], "seen.accuracy_wrapped.value")))
 
 def gaps(title, base, found):
     """Differences to base, or to opct-X for an arm that ends in -X: its own rate, length or
@@ -350,7 +342,7 @@ def gaps(title, base, found):
     return markdown(lines)
 
 def copied(text, targets):
-    """Does " is ..." of an answer, or five words in a row from there on, stand in a target?"""
+    """Does " is ..." of an answer, or five words in a row from there, stand in a target?"""
     words = ("".join(text.partition(" is")[1:]) or text).split(" ")
     runs = [" ".join(words[i:i + 5]) for i in range(max(1, len(words) - 4))]
     return any(run in target for run in runs for target in targets)
@@ -376,14 +368,14 @@ def cube():
     """Of each model: the arms after the last step; the curves; differences to opct."""
     parts, metrics = [], [*PANELS, "drift"]
     for (model, task), arms in results("cube-*.json").items():
-        parts += [f"**{model}**", markdown(*table(JUDGED, [(task, arms, JUDGED)]))]
+        parts += [f"**{model}**", markdown(*table(task, arms, JUDGED))]
         steps, usual = [*next(iter(arms.values()))], [arm for arm in arms if arm in ARMS]
         title = " / ".join(NAMES[metric] for metric in metrics)
         lines = [[title, *(f"after {step} steps" for step in steps)]]
         for arm in usual:
             lines.append([arm])
             for found in arms[arm].values():
-                means = [f"{mean(values(found, metric)):.3f}" for metric in metrics]
+                means = [f"{mean(dig(found, metric + '.value')):.3f}" for metric in metrics]
                 lines[-1].append(" / ".join(means))
         parts += [markdown(lines), slips(arms)]
         if "opct" in arms:
@@ -395,7 +387,7 @@ def cube():
     return "\n\n".join(parts)
 
 def records(name, columns=""):
-    """What a script in tests/ measured, under the names it uses in its FILE or FILE/PART."""
+    """What a script in tests/ measured, under its own names, in FILE or FILE/PART."""
     file, *part = name.split("/")
     result = load(file)[part[0]] if part else load(file)
     found = result.get("rows", [result])
@@ -429,17 +421,15 @@ def panel(arms, path):
                    f'<text x="-8" y="{y + 4}.0" text-anchor="end">{percent} %</text>')
     for step in (0, 10, 20, 40):
         svg.append(f'<text x="{4 * step}.0" y="218" text-anchor="middle">{step}</text>')
-    curves = {arm: [(int(step), values(found, path)) for step, found in arms[arm].items()]
-              for arm in COLORS if arm in arms}
+    curves = {arm: [(4 * int(step), dig(found, path + ".value"))
+                    for step, found in arms[arm].items()] for arm in COLORS if arm in arms}
     for arm, curve in sorted(curves.items(), key=lambda c: -mean(c[1][-1][1])):
-        line = [(step, mean(seeds)) for step, seeds in curve]
-        band = [(step, max(seeds)) for step, seeds in curve]
-        band += [(step, min(seeds)) for step, seeds in reversed(curve)]
-        label = max(label + 14, 204 - 200 * line[-1][1])  # no overlap
-        line, band = (" ".join(f"{4 * step}.0,{200 - 200 * y:.1f}" for step, y in points)
-                      for points in (line, band))
-        svg += [f'<g color="{COLORS[arm]}"><polygon points="{band}"/>',
-                f'<polyline points="{line}"/>'
+        line, top, bottom = ([f"{x}.0,{200 - 200 * of(seeds):.1f}" for x, seeds in curve]
+                             for of in (mean, max, min))
+        label = max(label + 14, 204 - 200 * mean(curve[-1][1]))  # no overlap
+        band = top + bottom[::-1]
+        svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
+                f'<polyline points="{" ".join(line)}"/>'
                 f'<text x="166" y="{label:.1f}">{arm}</text></g>']
     return svg
 
@@ -463,8 +453,8 @@ def drawn():
 TABLES = {  # name: what makes it, or the columns of what a script in tests/ measured
     "embedded": lambda: per_task("embedded.json"),
     "axes": lambda: per_task("axes-*.json"), "cube": cube, "cube-short": cube_short,
-    **dict.fromkeys(("bench/cpu", "bench/cuda"), "part dtype ours_s tokens_per_s rival rival_s "
-                    "times_faster ours_gb rival_gb"),
+    **dict.fromkeys(("bench/cpu", "bench/cuda"), "part dtype ours_s tokens_per_s rival "
+                    "rival_s times_faster ours_gb rival_gb"),
     "families": "", "judges": "", "versions": "",  # all columns
     "reliability/kills": "kills same minutes",
     "reliability/fuzz": "inputs refused taken tracebacks"}
@@ -485,8 +475,7 @@ def filled(text):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", nargs="?", choices=["tables", "run", "fill", "draw"],
-                        default="tables")
+    parser.add_argument("command", nargs="?", choices=["run", "fill", "draw"])
     parser.add_argument("names", nargs="*", help="an experiment; files to fill or draw")
     parser.add_argument("--model", default="", help="cube, axes: folder of a chat model")
     parser.add_argument("--dtype", default="auto", help="see python opct.py --help")
@@ -496,7 +485,7 @@ def main(argv=None):
     try:
         if args.command == "run":
             run(" ".join(args.names), args.model, args.dtype, args.seeds, args.only)
-        elif args.command == "tables":
+        elif not args.command:
             print(filled("\n".join(f"<!-- table: {t} -->\n<!-- end -->\n" for t in TABLES)))
         else:
             for path in map(Path, args.names):
