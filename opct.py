@@ -823,7 +823,7 @@ class Run:
         """The adapter in PEFT's format, then what --resume needs: killed in between, a run
         redoes the steps since the last checkpoint and writes this adapter again."""
         adapter = {n: p.data for n, p in self.model.named_parameters() if p.requires_grad}
-        peft = {f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p
+        peft = {f"base_model.model.{n[:-1]}lora_{n[-1]}.weight": p  # n: "... .A" or ".B"
                 for n, p in adapter.items()}
         write(self.out / "adapter_model.safetensors", safetensors.torch.save(peft))
         write(self.out / "adapter_config.json", dict(
@@ -916,7 +916,7 @@ def ask(cfg):
     """--ask: print the base model's answer to that prompt and, with --resume, the trained
     one's: in a terminal a token is the redder, the larger its KL to the base model."""
     model, tokenizer = load_model(cfg)
-    example = {"group": "", "answer": "?"}  # nothing to judge
+    example = {"group": "", "answer": "?"}  # evaluate() needs one; no verdict is shown
     pair = Pair(chat(cfg.ask), chat(cfg.ask), example, "--ask", "capability")
     [answer] = evaluate(model, tokenizer, [pair], cfg)["answers"]
     print(f"base     {answer['wrapped']}")
