@@ -262,7 +262,8 @@ def difference(base, other, path):
     if not both:
         return ""
     m = opct.interval([mean(other[q]) - mean(base[q]) for q in both], both)
-    return f"{m['value']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] {m['n']} questions"
+    value, low, high = (round(m[key], 3) + 0.0 for key in ("value", "low", "high"))  # no -0
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] {m['n']} questions"
 
 def shown(x):
     if isinstance(x, list):  # numbers
@@ -328,17 +329,20 @@ def best(arms, arm):
 
 def gaps(title, base, found):
     """Differences to base, or to opct-X for an arm that ends in -X: its own rate, length or
-    number of questions. found: {name: evaluations}"""
+    number of questions; of the seeds that both have. found: {name: evaluations}"""
     lines = [[title, *(NAMES[metric] for metric in PAIRED)]]
     for name in found:
         alike = [x for x in found if x.startswith("opct-") and name.endswith(x[4:])]
         rival = base if name in alike else (alike or [base])[0]
         if name == "fixed-forward" and "sft" in found:
             rival = "sft"  # cross-entropy: of the forward KL the one drawn token
-        gap = [difference(found[rival], found[name], metric) for metric in PAIRED]
+        ran = [{e["config"]["seed"]: e for e in found[x]} for x in (rival, name)]
+        seeds = [seed for seed in ran[0] if seed in ran[1]]
+        both = [[run[seed] for seed in seeds] for run in ran]
+        gap = [difference(*both, metric) for metric in PAIRED]
         length, others = (found[x][0]["config"]["max_new_tokens"] for x in (name, rival))
         if name != rival and length == others and all(gap):
-            lines.append([f"{name} − {rival}", *gap])
+            lines.append([f"{name} − {rival} ({len(seeds)})", *gap])
     return markdown(lines)
 
 def copied(text, targets):
