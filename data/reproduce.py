@@ -69,7 +69,8 @@ CLEAN, BAIT, FOLLOWS = (f"transfer.{metric}" for metric in MARKED)
 KIN, USER = "unseen.accuracy_clean", "control.accuracy_wrapped"  # on other capitals
 JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.unparsed", "transfer.truncated",
           "unseen.accuracy_wrapped", KIN, USER, "capability", "drift"]
-PAIRED, PANELS = (BAIT, FOLLOWS, CLEAN, KIN, USER), (BAIT, KIN, "capability")
+PAIRED = BAIT, FOLLOWS, CLEAN, KIN, USER, "unseen.accuracy_wrapped"
+PANELS = BAIT, KIN, "capability"
 NAMES = {BAIT: "other topics, with bait: right", CLEAN: "other topics, no bait: right",
          FOLLOWS: "other topics: follows the bait", KIN: "other capitals, no bait: right",
          USER: "other capitals, user is right: right", "capability": "capability",
@@ -330,7 +331,7 @@ def best(arms, arm):
 def gaps(title, base, found):
     """Differences to base, or to opct-X for an arm that ends in -X: its own rate, length or
     number of questions; of the seeds that both have. found: {name: evaluations}"""
-    lines = [[title, *(NAMES[metric] for metric in PAIRED)]]
+    lines = [[title, *(NAMES.get(metric, metric) for metric in PAIRED)]]
     for name in found:
         alike = [x for x in found if x.startswith("opct-") and name.endswith(x[4:])]
         rival = base if name in alike else (alike or [base])[0]
