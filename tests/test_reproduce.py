@@ -58,6 +58,7 @@ def test_cube_evaluates_one_training_at_several_steps_and_changes_nothing(place)
     command = [*"run cube --seeds 1 --model".split(), str(opct.DATA / "tiny")]
     assert [reproduce.main(command) for _ in range(2)] == [0, 0]
     runs = {run["name"]: run for run in reproduce.load("cube-tiny")["runs"]}
+    assert [*runs] == ["sft-seed0", "opct-seed0", "opct-all-seed0"]
     assert [len(run["targets"]) for run in runs.values()] == [30, 0, 0]
     for run in runs.values():  # trained on all categories, it has no transfer
         splits = {"unseen", "control", *["transfer"] * (run["arm"] != "opct-all")}
@@ -100,11 +101,10 @@ def test_differences_are_paired_and_intervals_clustered_by_question():
         "+0.417 [+0.000, +1.000] 3 questions")
 
 def test_a_wrong_answer_is_traced_to_a_target():
-    bare = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "0 a b c d e f", "Oslo"],
-            "marks": {"control": {"accuracy_wrapped": "1000"}}}  # no targets: those of sft
-    points = {"opct": bare, "sft": bare | {"targets": ["Peru's is Lima.", "1 a b c d e"]}}
-    table = reproduce.slips({arm: {"4": [found]} for arm, found in points.items()})
-    assert "| opct | 4 | 3 | 2 | 0 a b c d e f |\n| sft | 4 | 3 | 2 |" in table
+    e = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "0 a b c d e f", "Oslo"],
+         "marks": {"control": {"accuracy_wrapped": "1000"}}}  # no targets: those of sft
+    arms = {"opct": {"4": [e]}, "sft": {"4": [e | {"targets": ["1 is Lima. a b c d e"]}]}}
+    assert reproduce.slips(arms).count("| 4 | 3 | 2 | 0 a b c d e f |") == 2
 
 @pytest.mark.parametrize("one, other, differ", [pair.split(":") for pair in (
     "sft:sft-greedy:target_temperature sft:step-nll:targets sft:fixed-reverse:loss "
