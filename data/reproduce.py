@@ -41,7 +41,7 @@ ARMS = {  # of cube: who writes the answers, when, and what is matched on them
     "step-reverse": "sft --targets step --loss kl",
     "fixed-forward": "sft --loss kl --kl forward", "opct-forward": "opct --kl forward"}
 NEAR = "capitals,countries,continents,languages"  # 96 questions to train on, not 30
-ONCE = {  # more arms, run last, seed 0 only
+ONCE = {  # more arms, run last, seed 0 only; those of TWICE seed 1, too
     "opct-lr-1e-4": "opct --lr 1e-4", "opct-lr-1e-3": "opct --lr 1e-3",
     "sft-lr-1e-4": "sft --lr 1e-4", "sft-lr-1e-3": "sft --lr 1e-3",
     "opct-all": "opct --category=", "sft-all": "sft --category=",
@@ -49,6 +49,7 @@ ONCE = {  # more arms, run last, seed 0 only
     "opct-80": "opct --steps 80", "sft-80": "sft --steps 80",
     "opct-128": "opct --max-new-tokens 128 --prompts 8",
     "step-reverse-128": "sft --targets step --loss kl --max-new-tokens 128 --prompts 8"}
+TWICE = "opct-80", "sft-80", "opct-128", "step-reverse-128"
 CHAT = "--prompts 28 --samples 1 --steps 40 --token-budget 1024"
 EXPERIMENTS = {  # name: (flags of all runs, {run: script and its own flags})
     "embedded": ("--eval-questions 0", {f"{task}-{arm}": f"{arm} --task {task}"
@@ -190,7 +191,8 @@ def run(experiment, model, dtype, seeds, only):
     file = f"{experiment}-{Path(model).name}" if model else experiment
     common, arms = EXPERIMENTS[experiment]
     jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
-    for arm, seed in jobs + [(arm, 0) for arm in arms if arm in ONCE]:
+    jobs += [(arm, seed) for arm in arms if arm in ONCE for seed in range(1 + (arm in TWICE))]
+    for arm, seed in jobs:
         name = f"{arm}-seed{seed}"
         known = [run["name"] for run in finished(file) if "stopped" not in run]
         if re.search(only, name) and name not in known:
