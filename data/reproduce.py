@@ -91,7 +91,8 @@ def finished(file):
 def add(file, entry):
     """Put a run into the file, one line per run, atomically."""
     others = [run for run in finished(file) if run["name"] != entry["name"]]
-    runs = [json.dumps(run, ensure_ascii=False) for run in [*others, entry]]
+    runs = [json.dumps(run, ensure_ascii=False, separators=(",", ":"))
+            for run in [*others, entry]]
     text = f'{{"experiment": "{file}", "runs": [\n' + ",\n".join(runs) + "\n]}\n"
     opct.write(RESULTS / f"{file}.json", text.encode())
 
@@ -194,7 +195,7 @@ def run(experiment, model, dtype, seeds, only):
     jobs += [(arm, seed) for arm in arms if arm in ONCE for seed in range(1 + (arm in TWICE))]
     for arm, seed in jobs:
         name = f"{arm}-seed{seed}"
-        known = [run["name"] for run in finished(file) if "stopped" not in run]
+        known = [run["name"] for run in finished(file)]
         if re.search(only, name) and name not in known:
             script, *own = arms[arm].split()
             own = [declined_requests(model, dtype) if f == "DECLINED" else f for f in own]

@@ -120,7 +120,7 @@ def test_its_command_to_talk_to_the_result_runs(capsys, monkeypatch):
 
 def test_the_answers_it_begins_with_are_in_the_results():
     said = re.findall(r"^    (?:user|before|after) +(\S.*?)(?:   .*)?$", README, re.M)[:3]
-    example = json.dumps(dict(zip(("prompt", "before", "after"), said)))
+    example = json.dumps(dict(zip(("prompt", "before", "after"), said)), separators=(",", ":"))
     assert any(example in f.read_text("utf-8") for f in ROOT.glob("data/results/cube-*"))
 
 def test_its_rows_of_data_run(tmp_path):
