@@ -25,10 +25,9 @@ def test_no_adapter_bears_a_name_that_peft_takes_for_the_experts():
     assert names and not any(".mlp." in name for name in names)
 
 def test_lora_adds_scaled_ba():
-    base = torch.nn.Linear(6, 5)
+    base, x = torch.nn.Linear(6, 5), torch.randn(3, 6)
     layer = opct.LoRALinear(base, 2, 8)
     layer.B.data.normal_()
-    x = torch.randn(3, 6)
     expected = x @ (base.weight + 8 / 2 * layer.B @ layer.A).T + base.bias
     torch.testing.assert_close(layer(x), expected)
 
@@ -43,8 +42,7 @@ def test_only_the_adapter_trains_and_it_is_fp32_whatever_the_model_is(llama):
 @pytest.mark.parametrize("kind", ["rotary", "nested"])
 def test_teacher_is_bitwise_the_loaded_model_and_ends_also_when_something_fails(kind):
     model = make_model(kind)
-    loaded = logits(model)
-    params = opct.add_lora(model, 4, 8)
+    loaded, params = logits(model), opct.add_lora(model, 4, 8)
     assert torch.equal(logits(model), loaded)  # the student begins as the base model
     optimizer = torch.optim.Adam(params, lr=0.01)
     for _ in range(3):
@@ -53,8 +51,7 @@ def test_teacher_is_bitwise_the_loaded_model_and_ends_also_when_something_fails(
         logits(model).log_softmax(-1)[..., 5].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    trained = logits(model)
-    assert (trained - loaded).abs().max() > 0.01
+    assert ((trained := logits(model)) - loaded).abs().max() > 0.01
     with opct.teacher(model):
         assert torch.equal(logits(model), loaded)
         with opct.teacher(model):  # nested, as in the evaluation of the base model

@@ -92,13 +92,16 @@ def test_declined_requests_are_those_that_the_base_model_declines(place, monkeyp
     monkeypatch.setattr(opct, "verdict", lambda *_: "answered")
     assert kept() == [{x for x in train if not x[1]}, test] and len(train) > 100
 
-def test_differences_are_paired_and_intervals_clustered_by_question():
+def test_differences_are_paired_and_intervals_clustered_by_question(monkeypatch):
     a, b, c = ({"s": {"m": {"value": marks.count("1") / 4}}, "marks": {"s": {"m": marks}},
-                "questions": {"s": [*"qqrs"]}} for marks in ("1100", "1000", "1-10"))
+                "questions": {"s": [*"qqrs"]}, "config": {"seed": seed, "max_new_tokens": 9}}
+               for seed, marks in ((0, "1100"), (1, "1000"), (0, "1-10")))
     # a, b: q 3 of 4, r and s 0 of 2. One in 27 draws is q, q, q, more than 2.5 %
     assert reproduce.cell([a, b], "s.m") == "0.375 (0.250–0.500) [0.000, 0.750] n 8 in 3"
     assert reproduce.difference([a, b], [c], "s.m") == (  # q: 1 - 3/4, r: 1 - 0, s: 0 - 0
         "+0.417 [+0.000, +1.000] 3 questions")
+    monkeypatch.setattr(reproduce, "PAIRED", ["s.m"])  # c has the seed of a: q: 1 - 1
+    assert "x − y (1) | +0.333 [" in reproduce.gaps("", "y", {"y": [a, b], "x": [c]})
 
 def test_a_wrong_answer_is_traced_to_a_target():
     e = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "0 a b c d e f", "Oslo"],
