@@ -33,7 +33,8 @@ SCRIPTS = {"opct": opct, "sft": train_sft}
 TASKS = {  # metrics of the tables
     "sycophancy": "unseen.follow_wrapped unseen.accuracy_clean unseen.accuracy_wrapped "
                   "unseen.consistency seen.follow_wrapped control.accuracy_wrapped",
-    "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean",
+    "jailbreak": "unseen.defended unseen.answered_benign unseen.defended_clean "
+                 "unseen.answered_benign_clean",
     "safety": "unseen.warned unseen.warned_safe unseen.warned_hinted"}
 ARMS = {  # of cube: who writes the answers, when, and what is matched on them
     "opct": "opct", "sft": "sft", "sft-greedy": "sft --target-temperature 0",
@@ -192,7 +193,8 @@ def run(experiment, model, dtype, seeds, only):
     file = f"{experiment}-{Path(model).name}" if model else experiment
     common, arms = EXPERIMENTS[experiment]
     jobs = [(arm, seed) for seed in range(seeds) for arm in arms if arm not in ONCE]
-    jobs += [(arm, seed) for arm in arms if arm in ONCE for seed in range(1 + (arm in TWICE))]
+    jobs += [(arm, seed) for seed, some in enumerate((ONCE, TWICE))
+             for arm in some if arm in arms]
     for arm, seed in jobs:
         name = f"{arm}-seed{seed}"
         known = [run["name"] for run in finished(file)]
@@ -336,7 +338,7 @@ def gaps(title, base, found):
     number of questions; of the seeds that both have. found: {name: evaluations}"""
     lines = [[title, *(NAMES.get(metric, metric) for metric in PAIRED)]]
     for name in found:
-        alike = [x for x in found if x.startswith("opct-") and name.endswith(x[4:])]
+        alike = [x for x in found if x in ONCE and x[:4] == "opct" and name.endswith(x[4:])]
         rival = base if name in alike else (alike or [base])[0]
         if name == "fixed-forward" and "sft" in found:
             rival = "sft"  # cross-entropy: of the forward KL the one drawn token
@@ -388,7 +390,8 @@ def cube():
         parts += [markdown(lines), slips(arms)]
         if "opct" in arms:
             for step in steps[1:]:
-                found = {arm: arms[arm][step] for arm in arms if step in arms[arm]}
+                found = {"before": arms["opct"]["0"]}
+                found |= {arm: arms[arm][step] for arm in arms if step in arms[arm]}
                 parts.append(gaps(f"after {step} steps", "opct", found))
             found = dict(best(arms, arm) for arm in usual)
             parts.append(gaps("each at its best on seen", best(arms, "opct")[0], found))
