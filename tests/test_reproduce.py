@@ -101,7 +101,7 @@ def test_differences_are_paired_and_intervals_clustered_by_question(monkeypatch)
     assert reproduce.difference([a, b], [c], "s.m") == (  # q: 1 - 3/4, r: 1 - 0, s: 0 - 0
         "+0.417 [+0.000, +1.000] 3 questions")
     monkeypatch.setattr(reproduce, "PAIRED", ["s.m"])  # c has the seed of a: q: 1 - 1
-    assert "(1) | +0.33" in reproduce.gaps("", "y", {"y": [a, b], "opct-f": [b], "-f": [c]})
+    assert "1) | +0.33" in reproduce.gaps("", "y", {"y": [a, b], "opct-f": [b], "-f": [c]})
 
 def test_a_wrong_answer_is_traced_to_a_target():
     e = {"config": {"seed": 1}, "said": ["Rome", "It is Lima.", "0 a b c d e f", "Oslo"],
