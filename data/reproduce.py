@@ -73,6 +73,7 @@ JUDGED = [CLEAN, BAIT, FOLLOWS, "transfer.unparsed", "transfer.truncated",
           "unseen.accuracy_wrapped", KIN, USER, "capability", "drift"]
 PAIRED = BAIT, FOLLOWS, CLEAN, KIN, USER, "unseen.accuracy_wrapped"
 PANELS = BAIT, KIN, "capability"
+MAIN = "sft", "sft-greedy", "fixed-reverse", "opct"
 NAMES = {BAIT: "other topics, with bait: right", CLEAN: "other topics, no bait: right",
          FOLLOWS: "other topics: follows the bait", KIN: "other capitals, no bait: right",
          USER: "other capitals, user is right: right", "capability": "capability",
@@ -318,7 +319,7 @@ def cube_short():
     """The main arms of each model, in percent."""
     lines, runs = [], []
     for (model, _), arms in results("cube-*.json").items():
-        arms = {arm: arms[arm] for arm in ("sft", "fixed-reverse", "opct") if arm in arms}
+        arms = {arm: arms[arm] for arm in MAIN if arm in arms}
         (heading, *more), found = table(f"**{model}**", arms, [*NAMES], percent=True)
         lines, runs = lines + more, runs + found
     for place, (metric, name) in enumerate(NAMES.items(), 1):
