@@ -85,17 +85,25 @@ COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
 # 1. Train, and keep what was measured
 
 def load(name):
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """The file; a run that was asked the questions of another one names it instead."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    runs = {run["name"]: run for run in found.get("runs", ())}
+    for run in runs.values():
+        asked = run.get("questions")
+        run |= {"questions": runs[asked]["questions"]} if isinstance(asked, str) else {}
+    return found
 
 def finished(file):
     return load(file)["runs"] if (RESULTS / f"{file}.json").exists() else []
 
 def add(file, entry):
     """Put a run into the file, one line per run, atomically."""
-    others = [run for run in finished(file) if run["name"] != entry["name"]]
-    runs = [json.dumps(run, ensure_ascii=False, separators=(",", ":"))
-            for run in [*others, entry]]
-    text = f'{{"experiment": "{file}", "runs": [\n' + ",\n".join(runs) + "\n]}\n"
+    lines, first = [], {}
+    for run in [run for run in finished(file) if run["name"] != entry["name"]] + [entry]:
+        asked = first.setdefault(repr(run.get("questions")), run["name"])
+        run |= {"questions": asked} if asked != run["name"] and "questions" in run else {}
+        lines.append(json.dumps(run, ensure_ascii=False, separators=(",", ":")))
+    text = f'{{"experiment": "{file}", "runs": [\n' + ",\n".join(lines) + "\n]}\n"
     opct.write(RESULTS / f"{file}.json", text.encode())
 
 def point(found, pairs, cfg):
@@ -380,10 +388,11 @@ def cube():
     parts, metrics = [], [*PANELS, "drift"]
     for (model, task), arms in results("cube-*.json").items():
         parts += [f"**{model}**", markdown(*table(task, arms, JUDGED))]
-        steps, usual = [*next(iter(arms.values()))], [arm for arm in arms if arm in ARMS]
+        steps = sorted({step for points in arms.values() for step in points}, key=int)
+        usual = [arm for arm in arms if arm in ARMS]
         title = " / ".join(NAMES[metric] for metric in metrics)
         lines = [[title, *(f"after {step} steps" for step in steps)]]
-        for arm in usual:
+        for arm in [*usual, *(arm for arm in arms if arm.endswith("-80"))]:
             lines.append([arm])
             for found in arms[arm].values():
                 means = [f"{mean(dig(found, metric + '.value')):.3f}" for metric in metrics]
@@ -393,7 +402,8 @@ def cube():
             for step in steps[1:]:
                 found = {"before": arms["opct"]["0"]}
                 found |= {arm: arms[arm][step] for arm in arms if step in arms[arm]}
-                parts.append(gaps(f"after {step} steps", "opct", found))
+                base = "opct" if "opct" in found else "opct-80"
+                parts.append(gaps(f"after {step} steps", base, found))
             found = dict(best(arms, arm) for arm in usual)
             parts.append(gaps("each at its best on seen", best(arms, "opct")[0], found))
     return "\n\n".join(parts)
@@ -425,32 +435,38 @@ polyline {{ fill: none; stroke: currentColor; stroke-width: 2 }}
 """
 
 def panel(arms, path):
-    """A diagram: a line per arm, a band over its seeds, its name at the end of the line."""
+    """A diagram: a line per arm, a band over its seeds, its name at the end. The steps
+    double. Dashed: after 40 steps, the runs of 80."""
+    steps = sorted({step for points in arms.values() for step in points}, key=int)
+    at = {step: 160 * n // (len(steps) - 1) for n, step in enumerate(steps)}
     svg, label = [], -99
     for percent in range(0, 101, 20):
         y = 200 - 2 * percent
-        svg.append(f'<line x2="160" y1="{y}.0" y2="{y}.0"/>'
-                   f'<text x="-8" y="{y + 4}.0" text-anchor="end">{percent} %</text>')
-    for step in (0, 10, 20, 40):
-        svg.append(f'<text x="{4 * step}.0" y="218" text-anchor="middle">{step}</text>')
-    curves = {arm: [(4 * int(step), dig(found, path + ".value"))
-                    for step, found in arms[arm].items()] for arm in COLORS if arm in arms}
-    for arm, curve in sorted(curves.items(), key=lambda c: -mean(c[1][-1][1])):
-        line, top, bottom = ([f"{x}.0,{200 - 200 * of(seeds):.1f}" for x, seeds in curve]
-                             for of in (mean, max, min))
+        svg.append(f'<line x2="160" y1="{y}" y2="{y}"/>'
+                   f'<text x="-8" y="{y + 4}" text-anchor="end">{percent} %</text>')
+    svg += [f'<text x="{at[s]}" y="218" text-anchor="middle">{s}</text>' for s in steps]
+    curves = {arm: [[(at[s], dig(arms[name][s], path + ".value")) for s in some
+                     if s in arms.get(name, ())]
+                    for name, some in ((arm, steps), (f"{arm}-80", steps[-2:]))]
+              for arm in COLORS if arm in arms}
+    for arm, parts in sorted(curves.items(), key=lambda c: -mean(sum(c[1], [])[-1][1])):
+        svg.append(f'<g color="{COLORS[arm]}">')
+        for curve, dashes in zip(filter(None, parts), ("none", "5 3")):
+            line, top, bottom = ([f"{x},{200 - 200 * of(seeds):.1f}" for x, seeds in curve]
+                                 for of in (mean, max, min))
+            svg.append(f'<polygon points="{" ".join(top + bottom[::-1])}"/><polyline '
+                       f'stroke-dasharray="{dashes}" points="{" ".join(line)}"/>')
         label = max(label + 14, 204 - 200 * mean(curve[-1][1]))  # no overlap
-        band = top + bottom[::-1]
-        svg += [f'<g color="{COLORS[arm]}"><polygon points="{" ".join(band)}"/>',
-                f'<polyline points="{" ".join(line)}"/>'
-                f'<text x="166" y="{label:.1f}">{arm}</text></g>']
+        svg.append(f'<text x="166" y="{label:.1f}">{arm}</text></g>')
     return svg
 
 def drawn():
     """The curves of cube as an SVG picture, a row per model."""
     svg, top = [], 0
     for (model, _), arms in results("cube-*.json").items():
-        svg.append(f'<text x="14" y="{top + 26}" font-weight="bold">{model}, '
-                   'trained on capitals: right answers (bands: range of the seeds)</text>')
+        more = "; dashed: runs of 80 steps" if "opct-80" in arms else ""
+        svg.append(f'<text x="14" y="{top + 26}" font-weight="bold">{model}, trained on '
+                   f'capitals: right answers (bands: range of the seeds{more})</text>')
         for n, path in enumerate(PANELS):
             svg += [f'<g transform="translate({54 + 300 * n} {top + 68})">',
                     f'<text y="-14">{NAMES[path].capitalize()}</text>',
