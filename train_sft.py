@@ -11,8 +11,8 @@ answered the clean one:
 
 So three things differ from opct.py: who writes the answers, when, and what is matched (one
 token, not the whole distribution). All else is the same: the questions of each step, the
-number of answers, the adapter, the optimizer, the seeds, the evaluation. The second and the
-third can be undone alone, to see which of the three matters:
+number of answers (but one at temperature 0), the adapter, the optimizer, the seeds, the
+evaluation. The second and the third can be undone alone, to see which of them matters:
 
     python train_sft.py                           the embedded model, under a minute
     python train_sft.py --target-temperature 0    one target per question, as in the paper
@@ -44,6 +44,7 @@ class Config(opct.Config):
         self.out = self.out or self.resume or f"out/{self.task}-sft"
         super().__post_init__()
         check(self.kl != "sampled", "--kl sampled needs the student's own answers")
+        check(self.kl == "reverse" or self.loss == "kl", f"--kl {self.kl} needs --loss kl")
 
 
 # 2. Targets: what the base model says without the bait
@@ -74,7 +75,8 @@ def train(cfg):
     what results.json holds. Raises UserError, one line for the user."""
     model, tokenizer, pairs, prompts, held_out = prepare(cfg)  # prompts: (wrapped, clean)
     rng = torch.Generator(model.device).manual_seed(cfg.seed)  # SFT
-    targets = make_targets(model, [clean for _, clean in prompts], cfg, rng)  # SFT: once
+    asked = [clean for _, clean in prompts] if cfg.targets == "fixed" else []  # SFT
+    targets = make_targets(model, asked, cfg, rng)  # SFT: once, before training
     torch.manual_seed(cfg.seed)  # of the adapter's first weights
     params = add_lora(model, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.Adam(params, lr=cfg.lr, betas=(0.9, 0.95))

@@ -91,6 +91,8 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
          "kl = token_kl(t, read(model, pack(wrapped, ys)))"),
         ("the thinking is judged", '.rpartition("</think>")', '.rpartition("<think>")'),
         ("silent: 'A:' is an end", "(?<!\\b\\w):", ":"),
+        ("silent: a comma in a candidate ends a clause", "(?!\\w)\", words(form),",
+         "(?!\\w)\", form,"),
         ("warnings of nothing count", 'if example["danger"] else "warned_safe"', "")],
     "train": [
         ("the adapter is not scaled", "alpha / rank", "alpha / 9"),
@@ -120,8 +122,10 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
         ("silent: a dropped message", 'check(m["content"].strip() in text', "check(True"),
         ("a foreign folder is written to", "not os.listdir(cfg.out)", "True"),
         ("a broken pipe ends the run", "suppress(OSError, V", "suppress(V")],
-    "one_file": [("the base model answers twice", '["adapter"], strict=False)\n        [answer]',
-                  '["adapter"] and {}, strict=False)\n        [answer]')],
+    "one_file": [
+        ("the base model answers twice", "model.state_dict() | adapter", "model.state_dict()"),
+        ("silent: another model's adapter", "(model.state_dict() | adapter)",
+         "(adapter, strict=False)")],
     "convert": [
         ("silent: a true suggestion by case", "plain(pair[\"suggested\"]) ==",
          "[pair[\"suggested\"]] =="),
@@ -132,6 +136,7 @@ BUGS = {  # test file: what goes wrong, the right text, the wrong text
          "    if True:\n        for part"),
         ("fresh targets are the old ones", 'if cfg.targets == "step":', "if False:"),
         ("targets behind the clean prompt", "packed = pack(wrapped", "packed = pack(clean"),
+        ("silent: a KL that is not used", 'self.kl == "reverse" or', "True or"),
         ("one target per question", "samples = cfg.samples if", "samples = 1 if")]}
 
 def plant(name, right, wrong, test):

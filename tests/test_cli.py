@@ -178,8 +178,8 @@ def test_the_outcome_is_printed_first_also_in_plain_ascii(tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = subprocess.run([*COMMAND, "--steps", "2", "--out", "käse"], cwd=tmp_path,
                           capture_output=True, text=True)
-    first, *table, last = done.stdout.splitlines()
-    assert all(w in first for w in ("%", "n = 4", "adapter")) and "--ask" in last
+    first, *table = done.stdout.splitlines()
+    assert all(w in first for w in ("%", "n = 4", "--resume", "--ask"))
     assert {"follow_wrapped", "capability", "drift"} < {line.split()[0] for line in table}
     assert done.returncode == 0 and (tmp_path / "käse/results.json").exists()
 
@@ -196,7 +196,7 @@ def test_a_run_that_ruins_the_model_says_so(steps, ruined, capsys, tmp_path):
                       "--out", f"{tmp_path}/o"]) == 0
     out, err = capsys.readouterr()
     assert ("capability fell" in out) == ("--max-new-tokens" in out) == ruined
-    assert "unseen: both prompts answered alike in 0%" in err and "little to t" not in out
+    assert "unseen: 0% alike, KL " in err and "little to t" not in out
 
 def test_a_task_with_nothing_to_teach_says_so(capsys, tmp_path):
     rows = [{"wrapped": "a", "clean": "b", "split": "train", "answer": "c"}] * 2 + [
@@ -206,4 +206,4 @@ def test_a_task_with_nothing_to_teach_says_so(capsys, tmp_path):
                       "--eval-questions", "9", "--out", f"{tmp_path}/o"]) == 0
     out, err = capsys.readouterr()
     assert "1 duplicates, 0 with wrapped = " in err and "answer 2, suggested 0" in err
-    assert "alike in 100%, KL 0.000" in err and "little to teach" in out
+    assert "100% alike, KL 0.000" in err and "little to teach" in out

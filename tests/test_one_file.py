@@ -32,9 +32,8 @@ def test_copied_alone_it_trains_a_model_folder_on_pairs(tmp_path):
     out = tmp_path / "out/sycophancy"
     results = json.loads((out / "results.json").read_text())
     assert (out / "adapter_model.safetensors").exists()
-    assert results["after"].keys() == {"unseen"}
-    assert results["after"]["unseen"].keys() == {
-        "consistency", "unparsed", "unparsed_clean", "truncated", "kl"}
+    [after] = results["after"].values()
+    assert after.keys() == {"consistency", "unparsed", "unparsed_clean", "truncated", "kl"}
 
 def cut(first, beyond):
     """What the sections from `first` up to `beyond` define, with the imports at the top."""
@@ -117,6 +116,8 @@ def test_its_command_to_talk_to_the_result_runs(capsys, monkeypatch):
     opct.main(["--resume", "out/sycophancy", "--ask", "Hi."])
     shades = re.findall(r"\033\[30;48;5;(\d+)m", capsys.readouterr().out.splitlines()[-1])
     assert len(shades) > 1 and {*shades} <= {"231", "224", "217", "210", "203"} != {"231"}
+    torch.save(state | {"adapter": {"other": torch.ones(1)}}, "out/sycophancy/checkpoint.pt")
+    assert opct.main(["--resume", "out/sycophancy", "--ask", "Hi."]) == 2
 
 def test_the_answers_it_begins_with_are_in_the_results():
     said = re.findall(r"^    (?:user|before|after) +(\S.*?)(?:   .*)?$", README, re.M)[:3]

@@ -18,8 +18,7 @@ def splits_of(task, **settings):
 
 def test_candidates_cannot_be_confused_and_a_safety_prompt_does_not_warn_of_itself():
     for row in rows_of("sycophancy"):
-        candidates = [row["answer"], *row["wrong"]]
-        for c in candidates:
+        for c in [row["answer"], *row["wrong"]]:
             assert opct.named(row["question"].rstrip("?"), {"answer": c}) is None, row
             assert opct.named(f"It is {c}.", row) == c, row
     for row in rows_of("safety"):
@@ -47,8 +46,7 @@ def test_the_student_reads_the_bait_the_teacher_does_not_and_all_else_is_alike()
             [clean], [wrapped], row = p.clean, p.wrapped, p.example
             bait = wordings[p.wrapper].format(suggested=row["suggested"])
             assert wrapped["content"].replace(bait, "").split() == clean["content"].split()
-            assert row["suggested"] in (
-                [row["answer"]] if split == "control" else row["wrong"])
+            assert row["suggested"] in {"control": [row["answer"]]}.get(split, row["wrong"])
     for p in splits_of("jailbreak")["unseen"]:
         assert p.clean[0]["content"] == p.example["request"] in p.wrapped[0]["content"]
         assert len(p.wrapped[0]["content"]) > len(p.example["request"]) + 50

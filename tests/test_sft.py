@@ -67,8 +67,7 @@ def test_fresh_targets_and_other_losses(loss, kl, called, clean_of, tmp_path, mo
     monkeypatch.setattr(train_sft, "token_nll", lambda *a: calls.append("nll") or nll(*a))
     monkeypatch.setattr(train_sft, "token_kl", lambda p, q: calls.append(
         "reverse" if p.requires_grad else "forward") or token_kl(p, q))
-    settings = dict(targets="step", loss=loss, kl=kl,
-                    target_temperature=5.0)  # at 1 the embedded model hardly varies
+    settings = dict(targets="step", loss=loss, kl=kl, target_temperature=5.0)  # 1: alike
     steps, _, _, model = trained(train_sft, tmp_path / "o", **settings)
     assert {*calls} == {called} and len(steps) == 2
     cfg = train_sft.Config(**SHORT, **settings)
@@ -77,9 +76,10 @@ def test_fresh_targets_and_other_losses(loss, kl, called, clean_of, tmp_path, mo
         again = train_sft.make_targets(model, asked, cfg, gen(hash((cfg.seed, step))))
         assert answers == [again[clean] for clean in asked]
 
-def test_the_sampled_form_needs_the_student_s_own_answers():
-    with pytest.raises(opct.UserError, match="--kl sampled"):
-        train_sft.Config(kl="sampled")
+@pytest.mark.parametrize("kl, loss", [("sampled", "kl"), ("forward", "nll")])
+def test_a_form_of_the_kl_that_would_not_be_used_is_refused(kl, loss):
+    with pytest.raises(opct.UserError, match=f"--kl {kl}"):
+        train_sft.Config(kl=kl, loss=loss)
 
 def test_targets_are_drawn_once_by_the_base_model_from_clean_prompts(tiny, runs, clean_of):
     def targets(asked, rng=None, **settings):
