@@ -84,13 +84,18 @@ COLORS = {"opct": "#d9480f", "sft": "#2f7de1", "sft-greedy": "#0d9488",
 
 # 1. Train, and keep what was measured
 
+def shared(run):
+    """What a run of cube has in common with others. -> (where, key) of each"""
+    return [(run, "questions"), (run["points"], "0")] if "points" in run else []
+
 def load(name):
-    """The file; a run that was asked the questions of another one names it instead."""
+    """The file. There a run names the first one with the same in place of what is shared."""
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     runs = {run["name"]: run for run in found.get("runs", ())}
-    for run in runs.values():
-        asked = run.get("questions")
-        run |= {"questions": runs[asked]["questions"]} if isinstance(asked, str) else {}
+    for part, key in (place for run in runs.values() for place in shared(run)):
+        if isinstance(part[key], str):
+            first = runs[part[key]]
+            part[key] = first["points"]["0"] if key == "0" else first[key]
     return found
 
 def finished(file):
@@ -100,8 +105,9 @@ def add(file, entry):
     """Put a run into the file, one line per run, atomically."""
     lines, first = [], {}
     for run in [run for run in finished(file) if run["name"] != entry["name"]] + [entry]:
-        asked = first.setdefault(repr(run.get("questions")), run["name"])
-        run |= {"questions": asked} if asked != run["name"] and "questions" in run else {}
+        for part, key in shared(run):
+            name = first.setdefault(repr(part[key]), run["name"])
+            part[key] = part[key] if name == run["name"] else name
         lines.append(json.dumps(run, ensure_ascii=False, separators=(",", ":")))
     text = f'{{"experiment": "{file}", "runs": [\n' + ",\n".join(lines) + "\n]}\n"
     opct.write(RESULTS / f"{file}.json", text.encode())
