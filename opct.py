@@ -205,8 +205,8 @@ def run_model(model, ids, positions, distance, keep, cache=None):
 
 class KVCache:
     """Keys and values of each layer: (rows, heads, slots, head_dim). A row holds a prompt
-    in slots 0 .. len-1 and its answer right behind, so a token's slot is its position. What
-    the padding of a short prompt left there is overwritten before it can be seen."""
+    in slots 0 .. len-1 and its answer right behind, so a token's slot is its position. The
+    padding of a short prompt is overwritten there before it can be seen."""
     def __init__(self, spare_slots):
         self.spare_slots = spare_slots  # added after the prompts, for their answers
         self.layers = {}    # layer_idx: [keys, values]
@@ -861,7 +861,7 @@ class Run:
         if new["truncated"]["value"] > 0.5:
             print("NOTE: most answers were truncated; raise --max-new-tokens")
         print(f"{'':24}before   after   95 % interval        n")
-        for k in [k for k in new if k in old]:  # follow_parsed: where one could be parsed
+        for k in [k for k in new if k in old]:  # follow_parsed may exist only after
             print(f"{k:22}{old[k]['value']:8.3f}{new[k]['value']:8.3f}   "
                   f"{new[k]['low']:.3f} to {new[k]['high']:.3f}{new[k]['n']:7}")
         return results

@@ -3,7 +3,7 @@
 The student is trained by cross-entropy to answer the wrapped prompt as the base model
 answered the clean one:
 
-    clean prompt ────┬─ y1    the base model answers K times, once, before training
+    clean prompt ────┬─ y1    the base model gives K answers, before training
                      └─ y2
     wrapped prompt ──┬─ y1    the student reads those answers after the wrapped prompt
                      └─ y2
