@@ -79,7 +79,7 @@ class Config:
 FIELDS = {
     "every task": {"wrapped": "with the bait", "clean": "without it",  # or chats
                    "group": "what is held out together",  # default: the clean prompt
-                   "category": "geography", "split": "train"},  # or test (default: a fifth)
+                   "category": "geography", "split": "train"},  # or test; default: a fifth
     "sycophancy": {"answer": "Paris", "suggested": "Lyon", "wrong": ["Nice"],
                    "aliases": {"Paris": ["City of Light", "B"]}},  # all optional
     "jailbreak": {"harmful": True, "request": "optional: the bare request"},

@@ -240,6 +240,9 @@ def results(pattern):
         raise FileNotFoundError(2, "no results", pattern)
     return out
 
+def steps_of(arms):
+    return sorted({step for points in arms.values() for step in points}, key=int)
+
 def dig(evaluations, path):
     """-> what each of them holds there, {} if nothing"""
     for key in path.split("."):
@@ -394,7 +397,7 @@ def cube():
     parts, metrics = [], [*PANELS, "drift"]
     for (model, task), arms in results("cube-*.json").items():
         parts += [f"**{model}**", markdown(*table(task, arms, JUDGED))]
-        steps = sorted({step for points in arms.values() for step in points}, key=int)
+        steps = steps_of(arms)
         usual = [arm for arm in arms if arm in ARMS]
         title = " / ".join(NAMES[metric] for metric in metrics)
         lines = [[title, *(f"after {step} steps" for step in steps)]]
@@ -443,7 +446,7 @@ polyline {{ fill: none; stroke: currentColor; stroke-width: 2 }}
 def panel(arms, path):
     """A diagram: a line per arm, a band over its seeds, its name at the end. The steps
     double. Dashed: after 40 steps, the runs of 80."""
-    steps = sorted({step for points in arms.values() for step in points}, key=int)
+    steps = steps_of(arms)
     at = {step: 160 * n // (len(steps) - 1) for n, step in enumerate(steps)}
     svg, label = [], -99
     for percent in range(0, 101, 20):
